@@ -1,0 +1,62 @@
+//! The one place that knows bincode: control messages and operation-log entries.
+//!
+//! Fixed-width little-endian integers, a size limit, no trailing bytes. Plain
+//! `bincode::deserialize` has neither limit nor the last check.
+
+use bincode::Options;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::limits::CONTROL_LEN_MAX;
+use crate::message::Malformed;
+
+fn options() -> impl Options {
+    bincode::DefaultOptions::new()
+        .with_fixint_encoding()
+        .with_little_endian()
+        .with_limit(u64::from(CONTROL_LEN_MAX))
+        .reject_trailing_bytes()
+}
+
+/// Encodes one value.
+///
+/// # Panics
+///
+/// When the value is larger than [`CONTROL_LEN_MAX`]: senders page before that, so it is a broken
+/// promise of our own.
+#[must_use]
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    match options().serialize(value) {
+        Ok(bytes) => bytes,
+        Err(error) => panic!("control messages are paged below {CONTROL_LEN_MAX} bytes: {error}"),
+    }
+}
+
+/// Decodes exactly one value.
+///
+/// # Errors
+///
+/// [`Malformed::Codec`] for anything else: too long, too short, trailing bytes, impossible values.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
+    options().deserialize(bytes).map_err(|error| Malformed::Codec(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trailing_bytes_are_rejected() {
+        let mut bytes = encode(&(7_u32, String::from("seven")));
+        assert_eq!(decode::<(u32, String)>(&bytes), Ok((7, "seven".into())));
+        bytes.push(0);
+        assert!(decode::<(u32, String)>(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_hostile_length_is_an_error_and_not_an_allocation() {
+        let mut bytes = encode(&vec![1_u8, 2, 3]);
+        bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode::<Vec<u8>>(&bytes).is_err());
+    }
+}
