@@ -1,1 +1,8 @@
-//! servers
+//! Master and chunkserver of Hercules.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod chunkserver;
+pub mod clock;
+pub mod master;
+pub mod start;

@@ -1,0 +1,137 @@
+//! The runtime seam: everything a shard does to the world goes through [`Runtime`].
+//!
+//! Three backends: `glommio` (default), `monoio` (io_uring, or epoll when asked for by name), and
+//! `sim` (one thread, virtual clock, a disk that may forget). Everything is `!Send` and
+//! monomorphised: a shard is one thread and owns all it touches.
+//!
+//! Buffer types are associated types, because glommio writes only its own DMA buffers and its reads
+//! allocate. A frozen buffer is counted and never changes, so that disk and socket share it.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+/// A file of one disk. No paths: nothing from outside names a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileId {
+    /// First copy of the disk's identity; also carries the lock.
+    DiskA,
+    /// Second copy.
+    DiskB,
+    /// `journal/ring-NNNN`: the journal of one shard.
+    Ring(u32),
+    /// `slots/NNNNNNNN`: holds one chunk.
+    Slot(u32),
+}
+
+/// A folder of one disk, for making names durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folder {
+    /// The root.
+    Root,
+    /// `journal`.
+    Journal,
+    /// `slots`.
+    Slots,
+}
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// It must exist.
+    Existing,
+    /// It is made when it does not exist; the name is durable after [`Runtime::sync_folder`].
+    Create,
+}
+
+/// Space of the file system under a root, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Size.
+    pub total: u64,
+    /// Free for this process.
+    pub free: u64,
+}
+
+/// What a shard can do to the world. One value per shard; clones are handles to the same shard.
+#[allow(async_fn_in_trait, reason = "a shard is one thread: its futures are never Send")]
+pub trait Runtime: Clone + 'static {
+    /// A buffer being filled: 4 KiB aligned, owned by one task.
+    type MutBuf: AsRef<[u8]> + AsMut<[u8]> + 'static;
+    /// A frozen buffer or a range of one: counted, never changes, goes back to the pool on last drop.
+    type Buf: Clone + AsRef<[u8]> + 'static;
+    /// An open file; clones share the descriptor.
+    type File: Clone + 'static;
+    /// Receiving half of a connection.
+    type Reader: 'static;
+    /// Sending half of a connection. Dropping both halves closes the connection.
+    type Writer: 'static;
+
+    /// A buffer of exactly `len` bytes, at most 2 MiB, content unspecified. Waits while the pool is
+    /// used up: that is the backpressure, and the bound on memory.
+    async fn alloc(&self, len: usize) -> Self::MutBuf;
+    /// A buffer now if the pool has one.
+    fn try_alloc(&self, len: usize) -> Option<Self::MutBuf>;
+    /// From now on the bytes do not change.
+    fn freeze(&self, buf: Self::MutBuf) -> Self::Buf;
+    /// A range of a frozen buffer, sharing its memory.
+    fn slice(&self, buf: &Self::Buf, range: Range<usize>) -> Self::Buf;
+
+    /// Opens a file for direct I/O, making it (and its folder) when asked to.
+    async fn open(&self, root: &Path, file: FileId, how: Open) -> io::Result<Self::File>;
+    /// Length of a file by its name, `None` when there is none. Start-up only.
+    async fn file_len(&self, root: &Path, file: FileId) -> io::Result<Option<u64>>;
+    /// Writes `buf` at `offset`; both its length and `offset` are multiples of 4,096. May write
+    /// less; the number is returned and the caller writes the rest. A dropped future does not stop
+    /// the write, and the buffer lives until it ended.
+    async fn write_at(&self, file: &Self::File, buf: Self::Buf, offset: u64) -> io::Result<usize>;
+    /// Reads `len` bytes at `offset`, both multiples of 4,096. Shorter only at the end of the file.
+    async fn read_at(&self, file: &Self::File, len: usize, offset: u64) -> io::Result<Self::Buf>;
+    /// Durable on return: every write to `file` that completed before the call, its extents, and
+    /// everything else the device completed before the call.
+    async fn fdatasync(&self, file: &Self::File) -> io::Result<()>;
+    /// As [`Runtime::fdatasync`], with the file's length and other metadata.
+    async fn fsync(&self, file: &Self::File) -> io::Result<()>;
+    /// Takes space for `len` bytes at `offset` and extends the file if needed; the range reads as
+    /// zeros, its extents are *unwritten*.
+    async fn preallocate(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()>;
+    /// Durable on return: the names in this folder.
+    async fn sync_folder(&self, root: &Path, folder: Folder) -> io::Result<()>;
+    /// Durable on return: everything in the file system under `root`. Start-up only.
+    async fn sync_file_system(&self, root: &Path) -> io::Result<()>;
+    /// Space of the file system under `root`.
+    async fn space(&self, root: &Path) -> io::Result<DiskSpace>;
+
+    /// Dials; `TCP_NODELAY` is set.
+    async fn connect(&self, address: SocketAddr) -> io::Result<(Self::Reader, Self::Writer)>;
+    /// Takes over a connection that another thread accepted; `TCP_NODELAY` is set.
+    fn adopt(&self, stream: std::net::TcpStream) -> io::Result<(Self::Reader, Self::Writer)>;
+    /// Receives at least one and at most `max` bytes, appended to `into`; the same length back means
+    /// the peer has closed. For headers and control messages. Dropping the future loses the
+    /// connection: close it.
+    async fn recv_some(&self, reader: &mut Self::Reader, into: Vec<u8>, max: usize) -> io::Result<Vec<u8>>;
+    /// Fills `range` of `buf` from the connection. `UnexpectedEof` when the peer closes before.
+    /// Dropping the future loses the connection: close it.
+    async fn recv_exact(
+        &self,
+        reader: &mut Self::Reader,
+        buf: Self::MutBuf,
+        range: Range<usize>,
+    ) -> io::Result<Self::MutBuf>;
+    /// Sends `head`, then `payload`, as one stream of bytes and, where the kernel takes it, in one
+    /// call. Dropping the future loses the connection: close it.
+    async fn send_all(&self, writer: &mut Self::Writer, head: Vec<u8>, payload: Option<Self::Buf>) -> io::Result<()>;
+
+    /// Runs a task on this shard until it ends, whoever forgets it. The shard does not stop before
+    /// its tasks' I/O has ended.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+    /// Waits; cancel by dropping.
+    async fn sleep(&self, duration: Duration);
+    /// Lets other tasks run.
+    async fn yield_now(&self);
+    /// Time since the shard started. Monotonic, not wall time.
+    fn now(&self) -> Duration;
+}

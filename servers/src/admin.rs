@@ -1,0 +1,1 @@
+//! The admin port of a server: `/health` and `/metrics` over HTTP.

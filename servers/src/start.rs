@@ -1,0 +1,41 @@
+//! Why a server did not start, with the remedy and the exit code.
+
+use std::fmt;
+
+/// A server did not start; nothing was changed.
+#[derive(Debug)]
+pub struct StartError {
+    /// What is wrong, naming the value.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Exit code of the process: see [`StartError::CONFIG`] and [`StartError::UNAVAILABLE`].
+    pub exit: u8,
+}
+
+impl StartError {
+    /// `EX_CONFIG`: the machine or the configuration must change.
+    pub const CONFIG: u8 = 78;
+    /// `EX_UNAVAILABLE`: something needed is not there now; trying again may help.
+    pub const UNAVAILABLE: u8 = 69;
+
+    /// The configuration or the machine must change.
+    #[must_use]
+    pub fn config(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into(), exit: Self::CONFIG }
+    }
+
+    /// Something needed is not there now.
+    #[must_use]
+    pub fn unavailable(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into(), exit: Self::UNAVAILABLE }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n  remedy: {}", self.what, self.remedy)
+    }
+}
+
+impl std::error::Error for StartError {}
