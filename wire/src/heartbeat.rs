@@ -19,6 +19,8 @@ pub struct Register {
     pub disk: [u8; 16],
     /// Where clients and peers reach its data port, `host:port`.
     pub address: String,
+    /// Where its admin port answers HTTP, `host:port`; empty when it has none.
+    pub admin: String,
     /// Number of shards.
     pub shards: u32,
     /// Failure zone, free text; may be empty.
@@ -154,6 +156,8 @@ pub struct ServerStatus {
     pub server: ServerId,
     /// Its data address.
     pub address: String,
+    /// Its admin address; empty when it has none.
+    pub admin: String,
     /// Its zone.
     pub zone: String,
     /// Its shards.
@@ -177,6 +181,8 @@ pub struct ClusterOk {
     pub cluster: ClusterId,
     /// The master's term.
     pub term: Term,
+    /// The master's admin address; empty when it has none.
+    pub admin: String,
     /// Set until enough servers have reported after a start: nothing is deleted meanwhile.
     pub safe_mode: bool,
     /// Milliseconds since the master started.
