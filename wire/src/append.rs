@@ -4,11 +4,13 @@
 //! APPEND  chunk 8 | epoch 4 | flags 4 | stream 16 | op 8 | first_unacked 8 | op_len 4 | part 2 | parts 2 | crc 4n
 //! then the payload: one part of the operation, at most 1 MiB
 //! OK      chunk 8 | offset 4 | len 4 | epoch 4 | zero 4 | committed_seq 8
+//! CLOSE   chunk 8 | epoch 4 | zero 4 | stream 16
 //! ```
 
+use crate::checksum::block_count;
 use crate::ids::{ChunkHandle, Epoch, Seq, StreamId};
 use crate::layout::{Reader, Writer};
-use crate::limits::APPEND_LEN_MAX;
+use crate::limits::{APPEND_LEN_MAX, CHUNK_SIZE, PAYLOAD_LEN_MAX};
 use crate::message::{Body, Malformed, Request, tag};
 use crate::op::OpId;
 
@@ -53,6 +55,19 @@ pub struct Appended {
     pub committed_seq: Seq,
 }
 
+impl Append {
+    /// How many parts an operation of `op_len` bytes has.
+    #[must_use]
+    pub fn part_count(op_len: u32) -> u32 {
+        op_len.div_ceil(PAYLOAD_LEN_MAX).max(1)
+    }
+
+    /// Length of this part, bytes: 1 MiB, except for the last one.
+    fn part_len(&self) -> u32 {
+        self.op_len.saturating_sub(u32::from(self.part).saturating_mul(PAYLOAD_LEN_MAX)).min(PAYLOAD_LEN_MAX)
+    }
+}
+
 impl Body for Append {
     const TAG: u16 = tag::APPEND;
 
@@ -84,19 +99,26 @@ impl Body for Append {
             parts: input.u16()?,
             crcs: input.u32s()?,
         };
-        if out.op_len > APPEND_LEN_MAX {
-            return Err(Malformed::Field("op_len"));
-        }
         if out.flags & !LAST != 0 {
             return Err(Malformed::Field("flags"));
         }
-        if out.part >= out.parts || u32::from(out.parts) > APPEND_LEN_MAX.div_ceil(crate::limits::PAYLOAD_LEN_MAX) {
+        if out.op_len > APPEND_LEN_MAX || (out.op_len == 0 && out.flags != LAST) {
+            return Err(Malformed::Field("op_len"));
+        }
+        if out.part >= out.parts || u32::from(out.parts) != Self::part_count(out.op_len) {
             return Err(Malformed::Field("parts"));
+        }
+        if out.crcs.len() != block_count(out.part_len() as usize) {
+            return Err(Malformed::Field("crcs"));
         }
         if out.id.op == 0 || out.first_unacked == 0 || out.first_unacked > out.id.op {
             return Err(Malformed::Field("op"));
         }
         Ok(out)
+    }
+
+    fn payload_len(&self) -> u32 {
+        self.part_len()
     }
 }
 
@@ -129,6 +151,46 @@ impl Body for Appended {
         }
         let committed_seq = Seq(input.u64()?);
         input.end()?;
+        if u64::from(offset) + u64::from(len) > u64::from(CHUNK_SIZE) {
+            return Err(Malformed::Field("len"));
+        }
         Ok(Self { chunk, offset, len, epoch, committed_seq })
+    }
+}
+
+/// Client → head: the stream has all its answers and ends; its line in the dedup table may go.
+/// Has no answer: a lost one is made up for by the forgetting of silent streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// Where the stream wrote last.
+    pub chunk: ChunkHandle,
+    /// The chain the client knows.
+    pub epoch: Epoch,
+    /// Which stream.
+    pub stream: StreamId,
+}
+
+impl Body for Close {
+    const TAG: u16 = tag::CLOSE;
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_capacity(32);
+        out.u64(self.chunk.0);
+        out.u32(self.epoch.0);
+        out.u32(0);
+        out.bytes(&self.stream.0);
+        out.finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut input = Reader::new(bytes);
+        let chunk = ChunkHandle(input.u64()?);
+        let epoch = Epoch(input.u32()?);
+        if input.u32()? != 0 {
+            return Err(Malformed::Field("zero"));
+        }
+        let stream = StreamId(input.array()?);
+        input.end()?;
+        Ok(Self { chunk, epoch, stream })
     }
 }

@@ -18,6 +18,7 @@ pub struct Create {
     /// Its first epoch.
     pub epoch: Epoch,
     /// The chain in order, head first; at most [`crate::limits::MEMBERS_MAX`].
+    #[serde(deserialize_with = "crate::bounds::chain")]
     pub members: Vec<Member>,
     /// Which of them the receiver is.
     pub my_position: u8,
@@ -26,6 +27,7 @@ pub struct Create {
     /// The file it belongs to, for rebuilding a lost name space.
     pub file: InodeId,
     /// Inherited dedup entries; at most [`crate::limits::DEDUP_ENTRIES_MAX`].
+    #[serde(deserialize_with = "crate::bounds::dedup")]
     pub dedup: Vec<DedupEntry>,
 }
 
@@ -48,6 +50,7 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableOk {
     /// At most [`crate::limits::DEDUP_ENTRIES_MAX`].
+    #[serde(deserialize_with = "crate::bounds::dedup")]
     pub dedup: Vec<DedupEntry>,
 }
 

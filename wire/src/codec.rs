@@ -32,6 +32,12 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     }
 }
 
+/// Length of the encoding, bytes: for senders that page by it.
+#[must_use]
+pub fn encoded_len<T: Serialize>(value: &T) -> u64 {
+    options().with_no_limit().serialized_size(value).unwrap_or(u64::MAX)
+}
+
 /// Decodes exactly one value.
 ///
 /// # Errors
@@ -51,6 +57,13 @@ mod tests {
         assert_eq!(decode::<(u32, String)>(&bytes), Ok((7, "seven".into())));
         bytes.push(0);
         assert!(decode::<(u32, String)>(&bytes).is_err());
+    }
+
+    #[test]
+    fn the_length_is_known_before_it_is_encoded() {
+        let value = (7_u32, String::from("seven"), vec![1_u64; 300_000]);
+        assert_eq!(encoded_len(&value.1), 13);
+        assert!(encoded_len(&value) > u64::from(CONTROL_LEN_MAX));
     }
 
     #[test]

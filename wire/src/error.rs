@@ -175,6 +175,10 @@ impl Reason {
 pub const FAULT_TEXT_MAX: usize = 1024;
 
 /// The answer to any request that was refused: the wire's error.
+///
+/// ```text
+/// FAULT   kind 2 | reason 2 | text length 2 | zero 2 | detail 8 | text
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What the caller can do.
@@ -217,9 +221,11 @@ impl Body for Fault {
         while !self.text.is_char_boundary(cut) {
             cut -= 1;
         }
-        let mut out = Writer::default();
+        let mut out = Writer::with_capacity(16 + cut);
         out.u16(self.kind as u16);
         out.u16(self.reason as u16);
+        out.u16(u16::try_from(cut).unwrap_or(u16::MAX));
+        out.u16(0);
         out.u64(self.detail);
         out.bytes(&self.text.as_bytes()[..cut]);
         out.finish()
@@ -229,9 +235,13 @@ impl Body for Fault {
         let mut input = Reader::new(bytes);
         let kind = Kind::from_number(input.u16()?).ok_or(Malformed::Field("kind"))?;
         let reason = Reason::from_number(input.u16()?).ok_or(Malformed::Field("reason"))?;
+        let text_len = usize::from(input.u16()?);
+        if input.u16()? != 0 {
+            return Err(Malformed::Field("zero"));
+        }
         let detail = input.u64()?;
         let text = input.rest();
-        if text.len() > FAULT_TEXT_MAX {
+        if text.len() > FAULT_TEXT_MAX || text.len() != text_len {
             return Err(Malformed::Field("text"));
         }
         let text = std::str::from_utf8(text).map_err(|_| Malformed::Field("text"))?.to_owned();

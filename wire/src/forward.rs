@@ -12,6 +12,7 @@
 //! None of them has an answer of its own (`request_id` zero): UP is cumulative, a lost one is
 //! covered by the next.
 
+use crate::checksum::block_count;
 use crate::ids::{ChunkHandle, Epoch, Seq, StreamId};
 use crate::layout::{Reader, Writer};
 use crate::limits::{APPEND_LEN_MAX, CHUNK_SIZE, PAYLOAD_LEN_MAX};
@@ -33,6 +34,18 @@ pub enum EntryKind {
     Forget = 4,
     /// The last entry of its epoch: carries length and digest, nothing follows.
     Final = 5,
+}
+
+impl EntryKind {
+    /// Whether it changes bytes of the chunk.
+    fn is_mutation(self) -> bool {
+        matches!(self, Self::Append | Self::Overwrite | Self::Zero)
+    }
+
+    /// Whether [`Forward::length`] bytes follow the fields.
+    fn has_payload(self) -> bool {
+        matches!(self, Self::Append | Self::Overwrite | Self::Forget)
+    }
 }
 
 /// One entry of the log, from a member to its successor.
@@ -137,6 +150,16 @@ impl Body for Forward {
         if part >= parts {
             return Err(Malformed::Field("parts"));
         }
+        if seq.0 == 0 {
+            return Err(Malformed::Field("seq"));
+        }
+        if kind.is_mutation() && (offset < op_off || offset - op_off + length > op_len) {
+            return Err(Malformed::Field("offset"));
+        }
+        let payload_len = if kind.has_payload() { length } else { 0 };
+        if crcs.len() != block_count(payload_len as usize) {
+            return Err(Malformed::Field("crcs"));
+        }
         Ok(Self {
             chunk,
             epoch,
@@ -154,6 +177,10 @@ impl Body for Forward {
             digest,
             crcs,
         })
+    }
+
+    fn payload_len(&self) -> u32 {
+        if self.kind.has_payload() { self.length } else { 0 }
     }
 }
 

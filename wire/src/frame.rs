@@ -15,6 +15,7 @@
 //! checks, and computing them twice would cost a tenth of a write.
 
 use crate::limits::{CONTROL_LEN_MAX, FIELDS_LEN_MAX, PAYLOAD_LEN_MAX};
+use crate::message::{Body, Malformed};
 
 /// Encoded size of [`Header`].
 pub const HEADER_LEN: usize = 32;
@@ -149,9 +150,28 @@ impl Header {
     }
 }
 
+/// Takes the message out of a received frame: tag, checksum, layout, and the length of the payload
+/// that the fields describe. The payload itself is checked against the checksums among the fields.
+///
+/// # Errors
+///
+/// [`Malformed`]: the peer's fault, close the connection.
+pub fn open<B: Body>(header: &Header, fields: &[u8]) -> Result<B, Malformed> {
+    if header.tag != B::TAG {
+        return Err(Malformed::Tag(header.tag));
+    }
+    header.check_fields(fields)?;
+    let body = B::decode(fields)?;
+    let (announced, described) = (header.payload_len, body.payload_len());
+    if announced != described {
+        return Err(Malformed::Payload { announced, described });
+    }
+    Ok(body)
+}
+
 /// Header and fields of one message, ready to be sent in front of its payload.
 #[must_use]
-pub fn head<B: crate::Body>(body: &B, request_id: u64, deadline_ms: u32, payload_len: usize) -> Vec<u8> {
+pub fn head<B: Body>(body: &B, request_id: u64, deadline_ms: u32, payload_len: usize) -> Vec<u8> {
     let fields = body.encode();
     let header = Header::new(B::TAG, request_id, deadline_ms, &fields, payload_len);
     let mut out = Vec::with_capacity(HEADER_LEN + fields.len());

@@ -18,14 +18,19 @@ pub struct Register {
     /// Random, made when the disk was formatted; zero when fresh. Two servers with one id are told apart by it.
     pub disk: [u8; 16],
     /// Where clients and peers reach its data port, `host:port`.
+    #[serde(deserialize_with = "crate::bounds::address")]
     pub address: String,
     /// Where its admin port answers HTTP, `host:port`; empty when it has none.
+    #[serde(deserialize_with = "crate::bounds::address")]
     pub admin: String,
     /// Number of shards.
+    #[serde(deserialize_with = "crate::bounds::shards")]
     pub shards: u32,
     /// Failure zone, free text; may be empty.
+    #[serde(deserialize_with = "crate::bounds::address")]
     pub zone: String,
     /// Version, for people.
+    #[serde(deserialize_with = "crate::bounds::address")]
     pub version: String,
 }
 
@@ -77,8 +82,10 @@ pub struct ChunkReport {
     /// Last durable entry.
     pub last_seq: Seq,
     /// Durable bytes.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// Bytes known committed.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub committed_len: u32,
     /// Digest, of sealed replicas; else zero.
     pub digest: [u8; 16],
@@ -99,6 +106,7 @@ pub struct Heartbeat {
     pub chunk_count: u64,
     /// Replicas that changed since the last acknowledged heartbeat, or one page of the full
     /// inventory; at most [`crate::limits::PAGE_ENTRIES_MAX`].
+    #[serde(deserialize_with = "crate::bounds::page")]
     pub chunks: Vec<ChunkReport>,
     /// Set on the pages of a full inventory.
     pub inventory: Option<InventoryPage>,
@@ -188,6 +196,7 @@ pub struct ClusterOk {
     /// Milliseconds since the master started.
     pub uptime_ms: u64,
     /// Servers by id; at most [`crate::limits::PAGE_ENTRIES_MAX`].
+    #[serde(deserialize_with = "crate::bounds::page")]
     pub servers: Vec<ServerStatus>,
     /// Named files.
     pub files: u64,

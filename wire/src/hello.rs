@@ -48,8 +48,10 @@ pub struct HelloOk {
     /// Its cluster.
     pub cluster: ClusterId,
     /// How many shards it runs; one for the master.
+    #[serde(deserialize_with = "crate::bounds::shards")]
     pub shards: u32,
     /// Its version, for people.
+    #[serde(deserialize_with = "crate::bounds::address")]
     pub version: String,
 }
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod append;
+mod bounds;
 pub mod chain;
 pub mod checksum;
 pub mod codec;

@@ -28,6 +28,9 @@ pub const SEGMENT_LEN_MAX: usize = 255;
 /// Deepest path: recursion over a tree is bounded by it.
 pub const PATH_DEPTH_MAX: usize = 128;
 
+/// Longest address and other short text: a DNS name of 253 bytes, brackets, a colon and a port.
+pub const ADDRESS_LEN_MAX: usize = 262;
+
 /// Longest chain.
 pub const MEMBERS_MAX: usize = 8;
 

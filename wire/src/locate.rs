@@ -62,6 +62,7 @@ pub struct Location {
     /// Its epoch.
     pub epoch: Epoch,
     /// Final length, when sealed; else the last length reported, for display only.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// Open: the chain in order, head first. Sealed: the holders, living ones first.
     pub members: Vec<Member>,
@@ -73,6 +74,7 @@ pub struct Location {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Locations {
     /// In order of index, without gaps; empty when the position is at or past the end.
+    #[serde(deserialize_with = "crate::bounds::page")]
     pub items: Vec<Location>,
     /// Version of the file, see [`crate::namespace::Attr::version`].
     pub version: u64,

@@ -10,8 +10,10 @@ pub struct Member {
     /// Which server.
     pub server: ServerId,
     /// Its data address as it advertises it, `host:port`.
+    #[serde(deserialize_with = "crate::bounds::address")]
     pub address: String,
     /// How many shards it runs: see [`crate::ChunkHandle::shard`].
+    #[serde(deserialize_with = "crate::bounds::shards")]
     pub shards: u32,
 }
 

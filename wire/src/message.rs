@@ -8,64 +8,81 @@ use crate::codec;
 /// Tags of all messages. A number is never given to another message; retired ones keep their name.
 #[expect(missing_docs, reason = "each is documented at the message it names")]
 pub mod tag {
-    pub const FAULT: u16 = 1;
-    pub const HELLO: u16 = 2;
-    pub const HELLO_OK: u16 = 3;
-    pub const DONE: u16 = 4;
+    macro_rules! tags {
+        ($($name:ident = $number:literal,)*) => {
+            $(pub const $name: u16 = $number;)*
 
-    pub const APPEND: u16 = 16;
-    pub const APPEND_OK: u16 = 17;
-    pub const READ: u16 = 18;
-    pub const DATA: u16 = 19;
-    pub const FWD: u16 = 20;
-    pub const UP: u16 = 21;
-    pub const NAK: u16 = 22;
-    pub const COMMIT: u16 = 23;
-    pub const VERSION: u16 = 24;
-    pub const VERSION_OK: u16 = 25;
-    pub const CLOSE: u16 = 26;
-    pub const FETCH: u16 = 27;
+            /// Every tag with its name, in the order of the numbers.
+            pub const ALL: &[(u16, &str)] = &[$(($number, stringify!($name)),)*];
+        };
+    }
 
-    pub const CREATE: u16 = 32;
-    pub const PREPARE: u16 = 33;
-    pub const PREPARE_OK: u16 = 34;
-    pub const DIGEST: u16 = 35;
-    pub const DIGEST_OK: u16 = 36;
-    pub const SEAL: u16 = 37;
-    pub const SEAL_OK: u16 = 38;
-    pub const CONFIRM: u16 = 39;
-    pub const TABLE: u16 = 40;
-    pub const CONDEMN: u16 = 42;
-    pub const FREE: u16 = 43;
+    tags! {
+        FAULT = 1,
+        HELLO = 2,
+        HELLO_OK = 3,
+        DONE = 4,
 
-    pub const REGISTER: u16 = 64;
-    pub const REGISTERED: u16 = 65;
-    pub const HEARTBEAT: u16 = 66;
-    pub const HEARTBEAT_OK: u16 = 67;
-    pub const REPORT: u16 = 68;
-    pub const FINISHED: u16 = 69;
-    pub const CLUSTER: u16 = 70;
-    pub const CLUSTER_OK: u16 = 71;
-    pub const TABLE_OK: u16 = 72;
+        APPEND = 16,
+        APPEND_OK = 17,
+        READ = 18,
+        DATA = 19,
+        FWD = 20,
+        UP = 21,
+        NAK = 22,
+        COMMIT = 23,
+        VERSION = 24,
+        VERSION_OK = 25,
+        CLOSE = 26,
+        FETCH = 27,
 
-    pub const LOCATE: u16 = 80;
-    pub const LOCATIONS: u16 = 81;
-    pub const MKDIR: u16 = 82;
-    pub const LOCATE_CHUNK: u16 = 96;
-    pub const TRASH: u16 = 97;
-    pub const CREATE_FILE: u16 = 83;
-    pub const DELETE: u16 = 84;
-    pub const RENAME: u16 = 85;
-    pub const STAT: u16 = 86;
-    pub const ATTR: u16 = 87;
-    pub const LIST: u16 = 88;
-    pub const LISTING: u16 = 89;
-    pub const UNDELETE: u16 = 90;
-    pub const BEGIN_UPLOAD: u16 = 91;
-    pub const UPLOAD: u16 = 92;
-    pub const PUBLISH: u16 = 93;
-    pub const SPLICE: u16 = 94;
-    pub const ABORT_UPLOAD: u16 = 95;
+        CREATE = 32,
+        PREPARE = 33,
+        PREPARE_OK = 34,
+        DIGEST = 35,
+        DIGEST_OK = 36,
+        SEAL = 37,
+        SEAL_OK = 38,
+        CONFIRM = 39,
+        TABLE = 40,
+        CONDEMN = 42,
+        FREE = 43,
+
+        REGISTER = 64,
+        REGISTERED = 65,
+        HEARTBEAT = 66,
+        HEARTBEAT_OK = 67,
+        REPORT = 68,
+        FINISHED = 69,
+        CLUSTER = 70,
+        CLUSTER_OK = 71,
+        TABLE_OK = 72,
+
+        LOCATE = 80,
+        LOCATIONS = 81,
+        MKDIR = 82,
+        CREATE_FILE = 83,
+        DELETE = 84,
+        RENAME = 85,
+        STAT = 86,
+        ATTR = 87,
+        LIST = 88,
+        LISTING = 89,
+        UNDELETE = 90,
+        BEGIN_UPLOAD = 91,
+        UPLOAD = 92,
+        PUBLISH = 93,
+        SPLICE = 94,
+        ABORT_UPLOAD = 95,
+        LOCATE_CHUNK = 96,
+        TRASH = 97,
+    }
+
+    /// The name of a tag, for logs and counters; `None` for one this build does not know.
+    #[must_use]
+    pub fn name(tag: u16) -> Option<&'static str> {
+        ALL.iter().find(|(number, _)| *number == tag).map(|(_, name)| *name)
+    }
 }
 
 /// Why the fields of a message could not be decoded. The peer's fault: close the connection.
@@ -87,6 +104,17 @@ pub enum Malformed {
     /// Another message was expected.
     #[error("unexpected message tag {0}")]
     Tag(u16),
+    /// The frame announces another payload than the fields describe.
+    #[error("payload of {announced} bytes where the fields describe {described}")]
+    Payload {
+        /// Length in the header.
+        announced: u32,
+        /// Length by the fields.
+        described: u32,
+    },
+    /// The fields are not those the header was made for.
+    #[error("{0}")]
+    Frame(#[from] crate::frame::Error),
 }
 
 /// A message body: the fields of a frame, without payload.
@@ -104,6 +132,11 @@ pub trait Body: Sized {
     ///
     /// [`Malformed`], for anything but exactly one message.
     fn decode(bytes: &[u8]) -> Result<Self, Malformed>;
+
+    /// Length of the payload that follows these fields, bytes; a frame that announces another is malformed.
+    fn payload_len(&self) -> u32 {
+        0
+    }
 }
 
 /// A control message: goes through the codec.

@@ -115,6 +115,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
     /// In order.
+    #[serde(deserialize_with = "crate::bounds::page")]
     pub entries: Vec<Entry>,
     /// Where the next page starts; `None` on the last.
     pub next: Option<String>,

@@ -8,6 +8,7 @@
 //! OK       committed_seq 8 | committed_len 4 | zero 4
 //! ```
 
+use crate::checksum::block_count;
 use crate::ids::{ChunkHandle, Epoch, Seq};
 use crate::layout::{Reader, Writer};
 use crate::limits::{BLOCK_SIZE, CHUNK_SIZE, PAYLOAD_LEN_MAX};
@@ -116,10 +117,23 @@ impl Body for Data {
             committed_seq: Seq(input.u64()?),
             crcs: input.u32s()?,
         };
-        if !out.offset.is_multiple_of(BLOCK_SIZE) || out.crcs.len() != (out.len.div_ceil(BLOCK_SIZE)) as usize {
+        if !out.offset.is_multiple_of(BLOCK_SIZE) {
+            return Err(Malformed::Field("offset"));
+        }
+        if out.len > PAYLOAD_LEN_MAX || u64::from(out.offset) + u64::from(out.len) > u64::from(CHUNK_SIZE) {
+            return Err(Malformed::Field("len"));
+        }
+        if out.committed_len > CHUNK_SIZE {
+            return Err(Malformed::Field("committed_len"));
+        }
+        if out.crcs.len() != block_count(out.len as usize) {
             return Err(Malformed::Field("crcs"));
         }
         Ok(out)
+    }
+
+    fn payload_len(&self) -> u32 {
+        self.len.next_multiple_of(BLOCK_SIZE)
     }
 }
 
@@ -185,6 +199,9 @@ impl Body for VersionOk {
             return Err(Malformed::Field("zero"));
         }
         input.end()?;
+        if out.committed_len > CHUNK_SIZE {
+            return Err(Malformed::Field("committed_len"));
+        }
         Ok(out)
     }
 }

@@ -57,10 +57,12 @@ pub struct Finished {
     /// Number of the FINAL entry.
     pub last_seq: Seq,
     /// Final length.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// Final digest.
     pub digest: [u8; 16],
     /// The dedup table, for the next chunk.
+    #[serde(deserialize_with = "crate::bounds::dedup")]
     pub dedup: Vec<DedupEntry>,
 }
 

@@ -30,6 +30,7 @@ pub struct PrepareOk {
     /// Last entry of the last complete operation.
     pub last_seq: Seq,
     /// Bytes after it.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// Digest of these bytes.
     pub digest: [u8; 16],
@@ -66,6 +67,7 @@ pub struct Seal {
     /// Last entry of the final content.
     pub last_seq: Seq,
     /// Length of the final content.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// Digest of the final content.
     pub digest: [u8; 16],
@@ -77,6 +79,7 @@ pub struct Seal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealOk {
     /// The dedup table of the final content, to be inherited by the next chunk.
+    #[serde(deserialize_with = "crate::bounds::dedup")]
     pub dedup: Vec<DedupEntry>,
 }
 
@@ -103,6 +106,7 @@ pub struct Confirm {
     /// The epoch of the seal: promised, or of the FINAL.
     pub epoch: Epoch,
     /// Final length.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// Final digest.
     pub digest: [u8; 16],
@@ -129,6 +133,7 @@ pub struct Digest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DigestOk {
     /// Length the digest covers.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
     /// XXH3-128 over the block CRCs, the tail and the length (disk-format.md, section 5.3).
     pub digest: [u8; 16],
