@@ -6,6 +6,7 @@
 #     KEEP=1         keep the cluster when a check fails, to look at it
 #
 # Skipped, and said so, where no Docker engine answers. Run from anywhere; needs curl, make, bash.
+# shellcheck disable=SC2317 # the functions are called through `check`
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -92,6 +93,16 @@ comes_back() {
     [ "$(curl -fsS "$gateway/fs/compose/100MiB" | sum)" = "$(sum <"$work/in")" ]
 }
 
+comes_up() { run up && five_are_healthy; }
+
+keeps_the_data() { run down && run up && comes_back; }
+
+leaves_nothing() {
+    run clean && [ -z "$(foreign)" ] && ! docker network inspect hercules-net >/dev/null 2>&1 &&
+        ! docker image inspect hercules-master >/dev/null 2>&1
+}
+
+# What bears the cluster's names.
 foreign() {
     local name
     for name in hercules-master hercules-chunkserver1 hercules-chunkserver2 hercules-chunkserver3 hercules-gateway; do
@@ -113,11 +124,11 @@ docker/test/base-images.sh >"$work/made"
 mapfile -t made_images <"$work/made"
 ours=yes
 check "make build-all builds the three images" run build-all
-check "make up brings five healthy containers" eval 'run up && five_are_healthy'
+check "make up brings five healthy containers" comes_up
 check "they run without root, capabilities and a writable root" hardened
 check "the gateway answers /health and lists the root" answers
 check "make health finds every service answering" run health
 check "100 MiB come back as they went in" goes_in_and_out
-check "make down up keeps the data" eval 'run down && run up && comes_back'
-check "make clean leaves nothing behind" eval 'run clean && [ -z "$(foreign)" ] && ! docker image inspect hercules-master >/dev/null 2>&1'
+check "make down up keeps the data" keeps_the_data
+check "make clean leaves nothing behind" leaves_nothing
 finish
