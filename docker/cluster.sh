@@ -8,8 +8,10 @@ set -euo pipefail
 services=(hercules-master hercules-chunkserver1 hercules-chunkserver2 hercules-chunkserver3 hercules-gateway)
 
 state() {
-    docker inspect -f '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$1" 2>/dev/null ||
-        echo "not running"
+    local state
+    state=$(docker inspect -f '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$1" 2>/dev/null) ||
+        state=absent
+    echo "$state"
 }
 
 wait_healthy() {

@@ -64,3 +64,4 @@ clean: ## remove containers, VOLUMES WITH ALL DATA, network and images of the cl
 	$(COMPOSE) down --volumes --remove-orphans
 	@for image in $(IMAGES); do for tag in latest $(VERSION); do \
 	  ! docker image inspect $$image:$$tag >/dev/null 2>&1 || docker image rm $$image:$$tag; done; done
+	docker image prune --force --filter label=org.hercules.stage=build
