@@ -5,4 +5,6 @@
 //! contain `unsafe`.
 #![deny(unsafe_code)]
 
+pub mod probe;
 pub mod runtime;
+pub mod store;

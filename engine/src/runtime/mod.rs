@@ -7,6 +7,20 @@
 //! Buffer types are associated types, because glommio writes only its own DMA buffers and its reads
 //! allocate. A frozen buffer is counted and never changes, so that disk and socket share it.
 
+mod backend;
+pub mod glommio;
+mod helper;
+mod host;
+pub mod monoio;
+mod pool;
+pub mod shard;
+pub mod sim;
+mod slab;
+pub(crate) mod uring;
+
+pub use backend::{Backend, UnknownBackend};
+pub(crate) use host::{AlignedPage, queue_setting};
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -71,7 +85,8 @@ pub trait Runtime: Clone + 'static {
     type Writer: 'static;
 
     /// A buffer of exactly `len` bytes, at most 2 MiB, content unspecified. Waits while the pool is
-    /// used up: that is the backpressure, and the bound on memory.
+    /// used up, first come first served: that is the backpressure, and the bound on memory. What
+    /// [`Runtime::read_at`] returns is not counted: who issues reads bounds them.
     async fn alloc(&self, len: usize) -> Self::MutBuf;
     /// A buffer now if the pool has one.
     fn try_alloc(&self, len: usize) -> Option<Self::MutBuf>;
@@ -85,8 +100,10 @@ pub trait Runtime: Clone + 'static {
     /// Length of a file by its name, `None` when there is none. Start-up only.
     async fn file_len(&self, root: &Path, file: FileId) -> io::Result<Option<u64>>;
     /// Writes `buf` at `offset`; both its length and `offset` are multiples of 4,096. May write
-    /// less; the number is returned and the caller writes the rest. A dropped future does not stop
-    /// the write, and the buffer lives until it ended.
+    /// less; the number, a multiple of 4,096, is returned and the caller writes the rest; zero means
+    /// that nothing moves. A dropped future does not stop the write, and the buffer lives until it
+    /// ended. No byte is copied when `buf` is a whole buffer; glommio copies a part of one first, monoio
+    /// one whose address is not a multiple of 4,096.
     async fn write_at(&self, file: &Self::File, buf: Self::Buf, offset: u64) -> io::Result<usize>;
     /// Reads `len` bytes at `offset`, both multiples of 4,096. Shorter only at the end of the file.
     async fn read_at(&self, file: &Self::File, len: usize, offset: u64) -> io::Result<Self::Buf>;
@@ -95,7 +112,7 @@ pub trait Runtime: Clone + 'static {
     async fn fdatasync(&self, file: &Self::File) -> io::Result<()>;
     /// As [`Runtime::fdatasync`], with the file's length and other metadata.
     async fn fsync(&self, file: &Self::File) -> io::Result<()>;
-    /// Takes space for `len` bytes at `offset` and extends the file if needed; the range reads as
+    /// Takes space for `len` bytes at `offset`, and none before it, and extends the file if needed; the range reads as
     /// zeros, its extents are *unwritten*.
     async fn preallocate(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()>;
     /// Durable on return: the names in this folder.
@@ -130,7 +147,7 @@ pub trait Runtime: Clone + 'static {
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
     /// Waits; cancel by dropping.
     async fn sleep(&self, duration: Duration);
-    /// Lets other tasks run.
+    /// Lets other tasks run, and completions and timers arrive. For work of more than 100 µs.
     async fn yield_now(&self);
     /// Time since the shard started. Monotonic, not wall time.
     fn now(&self) -> Duration;

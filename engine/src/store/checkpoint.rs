@@ -1,0 +1,238 @@
+//! Checkpoint of the journal (format section 7): state goes to the slots, its space becomes free.
+//!
+//! Slots are taken a few at a time, each with its own `ckpt_lsn`, which bounds the memory of the
+//! copies; replay then starts at the oldest record that some header does not contain.
+
+use std::io;
+use std::rc::Rc;
+
+use futures_util::future::try_join_all;
+use wire::{ChunkHandle, Epoch, Term};
+
+use super::image::{self, Image};
+use super::io::Io;
+use super::layout::{BLOCK, HALF_OFFSETS, PAGE};
+use super::log::{Class, Start};
+use super::page::{Common, Ring};
+use super::record::Body;
+use super::replica::empty;
+use super::shard::{Inner, State};
+use crate::runtime::Runtime;
+
+/// Slots whose pages are copied and written at a time: at most 32 × 92 KiB.
+const SLOTS_AT_A_TIME: usize = 32;
+
+/// One slot of a checkpoint.
+struct Shot {
+    image: Image,
+    /// The slot is not used again while this is held (rule R17).
+    _users: Rc<()>,
+    chunk: ChunkHandle,
+}
+
+impl<R: Runtime> Inner<R> {
+    /// Starts a checkpoint, unless one runs.
+    pub(crate) fn checkpoint_soon(self: &Rc<Self>, state: &mut State<R>) {
+        if state.checkpointing || self.stopping.get() {
+            return;
+        }
+        state.checkpointing = true;
+        let inner = Rc::clone(self);
+        self.spawn(async move {
+            inner.checkpoint().await;
+            let mut state = inner.state.borrow_mut();
+            state.checkpointing = false;
+            if state.log.wants_checkpoint() {
+                inner.drop_what_pins(&mut state);
+            }
+        });
+    }
+
+    /// One checkpoint. On failure the disk is fenced.
+    pub(crate) async fn checkpoint(self: &Rc<Self>) {
+        if let Err(error) = self.checkpoint_steps().await {
+            self.fence("checkpoint failed", &error);
+        }
+    }
+
+    async fn checkpoint_steps(self: &Rc<Self>) -> io::Result<()> {
+        let dirty = self.state.borrow().dirty_slots();
+        for slots in dirty.chunks(SLOTS_AT_A_TIME) {
+            let shots = self.state.borrow_mut().shoot(slots, self.boot_gen);
+            if self.flushed().await.is_err() {
+                return Ok(()); // fenced by whoever met the error
+            }
+            let images: Vec<&Image> = shots.iter().map(|shot| &shot.image).collect();
+            let files = try_join_all(images.iter().map(|image| self.file(image.slot))).await?;
+            write_images(&self.io, &self.ring, &images, &files).await?;
+            let mut state = self.state.borrow_mut();
+            shots.iter().for_each(|shot| state.adopt(shot));
+            shots.iter().for_each(|shot| self.touch(&mut state, shot.chunk));
+        }
+        self.release().await?;
+        self.io.count(|counters| counters.checkpoints += 1);
+        Ok(())
+    }
+
+    /// C6, C7: both RING copies name the new start; only then the space before it is free.
+    async fn release(&self) -> io::Result<()> {
+        let (start, page) = {
+            let mut state = self.state.borrow_mut();
+            let start = state.replay_start();
+            state.ring_seq += 1;
+            (start, self.ring_page(&state, start).encode())
+        };
+        for offset in [0, PAGE as u64] {
+            self.io.write_bytes(&self.ring, page.as_slice(), offset).await?;
+            self.io.flush(&self.ring).await?;
+        }
+        self.state.borrow_mut().log.release(start);
+        Ok(())
+    }
+
+    fn ring_page(&self, state: &State<R>, start: Start) -> Ring {
+        Ring {
+            common: Common {
+                number: self.shard,
+                disk_uuid: self.disk_uuid,
+                page_seq: state.ring_seq,
+                boot_gen: self.boot_gen,
+                lsn: start.first_lsn - 1,
+                ..Common::default()
+            },
+            retired: false,
+            start_prev_crc: start.prev_crc,
+            start_off: state.log.offset(start.at),
+            log_bytes: state.log.log_bytes(),
+            durable_upto: state.log.durable_lsn,
+        }
+    }
+
+    /// Held-back records keep the journal full: a promise of the current number drops them (rule R16).
+    fn drop_what_pins(self: &Rc<Self>, state: &mut State<R>) {
+        let pinning = state.chunks.iter().filter_map(|(handle, chunk)| Some((chunk.replica.held_lsn()?, *handle)));
+        let Some((lsn, handle)) = pinning.min() else { return };
+        if !state.log.pins_half(lsn) {
+            return;
+        }
+        let inner = Rc::clone(self);
+        self.spawn(async move {
+            let found = inner.state.borrow().live(handle).map(|chunk| chunk.replica.hdr.promised);
+            let Ok(promised) = found else { return };
+            tracing::warn!(chunk = %handle, "incomplete work keeps the journal full: dropped");
+            let body = Body::Promise { promised, term: Term(0) };
+            if let Ok(done) = inner.accept(handle, Epoch(promised.0), 0, &body, Class::Control) {
+                let _outcome = done.wait().await;
+                inner.checkpoint_soon(&mut inner.state.borrow_mut());
+            }
+        });
+    }
+}
+
+impl<R: Runtime> State<R> {
+    /// Slots with records that their headers do not contain, oldest first.
+    fn dirty_slots(&self) -> Vec<u32> {
+        let of_chunks = self.chunks.values().filter_map(|chunk| Some((chunk.dirty_lsn?, chunk.slot())));
+        let of_free = self.free.iter().filter_map(|free| Some((free.dirty_lsn?, free.hdr.common.number)));
+        let mut slots: Vec<_> = of_chunks.chain(of_free).collect();
+        slots.sort_unstable();
+        slots.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// C1: copies what these slots hold now. What is held back stays to be replayed.
+    fn shoot(&mut self, slots: &[u32], boot_gen: u64) -> Vec<Shot> {
+        slots.iter().filter_map(|slot| self.shoot_one(*slot, boot_gen)).collect()
+    }
+
+    fn shoot_one(&mut self, slot: u32, boot_gen: u64) -> Option<Shot> {
+        let last = self.log.last_lsn();
+        if let Some(free) = self.free.iter_mut().find(|free| free.hdr.common.number == slot) {
+            free.dirty_lsn.take()?;
+            let image = image::of_free(&free.hdr, boot_gen, last);
+            return Some(Shot { image, _users: Rc::clone(&free.users), chunk: ChunkHandle::NONE });
+        }
+        let handle = *self.by_slot.get(&slot)?;
+        let chunk = self.chunks.get_mut(&handle)?;
+        let held = chunk.replica.held_lsn();
+        if chunk.dirty_lsn? == held.unwrap_or(u64::MAX) {
+            return None; // nothing new that counts
+        }
+        chunk.dirty_lsn = held;
+        let image = image::of(&chunk.replica, boot_gen, held.map_or(last, |held| held - 1));
+        chunk.replica.crcs.set_imaged();
+        (chunk.replica.tail_dirty, chunk.replica.dedup_dirty) = (false, false);
+        Some(Shot { image, _users: Rc::clone(&chunk.users), chunk: handle })
+    }
+
+    /// The headers on the disk name what was written: so does the one in memory.
+    fn adopt(&mut self, shot: &Shot) {
+        let (image, slot) = (&shot.image, shot.image.slot);
+        if let Some((at, _)) = &image.in_place {
+            let end = u32::try_from(*at).unwrap_or(u32::MAX).saturating_add(BLOCK);
+            self.raise_written(slot, end);
+        }
+        let holds = self.by_slot.get(&slot) == Some(&shot.chunk);
+        if let Some(hdr) = self.hdr_of_slot(slot) {
+            hdr.common.page_seq = image.hdr.common.page_seq;
+            hdr.child_copy = image.hdr.child_copy;
+            if holds {
+                hdr.common.lsn = image.hdr.common.lsn;
+                hdr.child_present = image.hdr.child_present;
+                (hdr.tail_len, hdr.tail_crc) = (image.hdr.tail_len, image.hdr.tail_crc);
+                (hdr.dedup_count, hdr.dedup_crc) = (image.hdr.dedup_count, image.hdr.dedup_crc);
+                hdr.crc_page_crc = image.hdr.crc_page_crc;
+            }
+        }
+        if let Some(chunk) = self.chunks.get_mut(&shot.chunk).filter(|_| holds) {
+            chunk.replica.crcs.set_clean();
+            if image.in_place.is_some() {
+                // The partial block is read from its place from now on.
+                chunk.replica.tail = empty();
+                chunk.durable.tail = empty();
+            }
+        }
+    }
+
+    /// From here on replay finds every record that some header does not contain.
+    fn replay_start(&self) -> Start {
+        let of_chunks = self.chunks.values().filter_map(|chunk| chunk.dirty_lsn);
+        let of_free = self.free.iter().filter_map(|free| free.dirty_lsn);
+        let oldest = of_chunks.chain(of_free).min().unwrap_or(u64::MAX);
+        self.log.start_for(oldest.min(self.log.closed_lsn() + 1))
+    }
+}
+
+/// C3 to C5: partial blocks and children, flush; headers over one copy, flush; over the other, flush.
+pub(crate) async fn write_images<R: Runtime>(
+    io: &Io<R>,
+    ring: &R::File,
+    images: &[&Image],
+    files: &[R::File],
+) -> io::Result<()> {
+    try_join_all(images.iter().zip(files).map(|(image, file)| write_children(io, image, file))).await?;
+    let unwritten: Vec<&R::File> =
+        images.iter().zip(files).filter(|(image, _)| image.needs_slot_sync()).map(|(_, file)| file).collect();
+    io.count(|counters| counters.slot_syncs += unwritten.len() as u64);
+    try_join_all(unwritten.iter().map(|file| io.flush(file))).await?;
+    if unwritten.is_empty() {
+        io.flush(ring).await?; // else one of those syncs has flushed the device
+    }
+    for offset in HALF_OFFSETS {
+        try_join_all(
+            images
+                .iter()
+                .zip(files)
+                .map(async |(image, file)| io.write_bytes(file, image.hdr.encode().as_slice(), offset).await),
+        )
+        .await?;
+        io.flush(ring).await?;
+    }
+    Ok(())
+}
+
+async fn write_children<R: Runtime>(io: &Io<R>, image: &Image, file: &R::File) -> io::Result<()> {
+    for (offset, page) in image.children.iter().chain(&image.in_place) {
+        io.write_bytes(file, page.as_slice(), *offset).await?;
+    }
+    Ok(())
+}

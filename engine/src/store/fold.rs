@@ -1,0 +1,186 @@
+//! Recovery as decisions: records applied to slots, and where a slot's log is cut. Pure.
+//!
+//! Records at or below the largest `durable_upto` seen were flushed: they are applied as they come.
+//! Those after it are collected per slot, applied to a copy, and their blocks compared with the
+//! disk; a mismatch cuts the slot's list before the operation that wrote the block (format section 8).
+
+use std::collections::BTreeMap;
+
+use wire::ChunkHandle;
+
+use super::header::{Flags, Hdr, SlotState};
+use super::layout::{BLOCK, align_down};
+use super::record::{Body, FLAG_FILL, Head};
+use super::replica::{Replica, Written};
+
+/// What a slot holds while records are applied to it.
+#[derive(Clone, Debug)]
+pub(crate) enum Held {
+    /// Nothing.
+    Free(Box<Hdr>),
+    /// A replica.
+    Chunk(Box<Replica>),
+}
+
+/// One slot in recovery.
+#[derive(Clone, Debug)]
+pub(crate) struct Fold {
+    pub(crate) held: Held,
+    /// Records up to here are in the header.
+    ckpt_lsn: u64,
+    /// Differs from the header.
+    pub(crate) changed: bool,
+    /// Records applied.
+    pub(crate) applied: u64,
+}
+
+/// A record that was read, not applied yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) head: Head,
+    pub(crate) body: Vec<u8>,
+}
+
+/// A record of a type that this build does not replay: the disk is refused, nothing is misread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotReplayed(pub(crate) u8);
+
+impl Fold {
+    /// From the header on the disk, in a boot whose journal has `boot_gen`.
+    pub(crate) fn new(mut held: Held, boot_gen: u64) -> Self {
+        let ckpt_lsn = match &held {
+            Held::Free(hdr) => hdr.common.lsn,
+            Held::Chunk(replica) => replica.hdr.common.lsn,
+        };
+        if let Held::Chunk(replica) = &mut held
+            && replica.hdr.common.boot_gen < boot_gen
+            && replica.hdr.state == SlotState::Open
+        {
+            replica.hdr.state = SlotState::Rwr;
+        }
+        Self { held, ckpt_lsn, changed: false, applied: 0 }
+    }
+
+    /// Applies a record. One that does not fit marks the replica damaged: header and journal disagree.
+    pub(crate) fn apply(&mut self, head: &Head, body: &[u8], written: &mut Vec<Written>) -> Result<(), NotReplayed> {
+        if head.lsn <= self.ckpt_lsn {
+            return Ok(());
+        }
+        self.applied += 1;
+        self.changed = true;
+        let Ok(body) = Body::decode(head.kind, body) else {
+            return Err(NotReplayed(head.kind));
+        };
+        match (&mut self.held, &body) {
+            (_, Body::Overwrite { .. } | Body::Repair(_) | Body::Reopen(_) | Body::Install(_)) => {
+                return Err(NotReplayed(head.kind));
+            }
+            (Held::Free(hdr), Body::Create(create)) => {
+                written.clear();
+                self.held = Held::Chunk(Box::new(Replica::created(hdr, head.chunk, head.epoch, create)));
+            }
+            (Held::Chunk(replica), Body::Free { authority, .. })
+                if replica.hdr.chunk() == head.chunk && replica.check_free(*authority).is_ok() =>
+            {
+                written.clear();
+                self.held = Held::Free(Box::new(replica.hdr.freed()));
+            }
+            (Held::Chunk(replica), _) if replica.hdr.chunk() == head.chunk => {
+                let mut sink = |blocks| written.push(blocks);
+                if let Err(error) = replica.apply(head.lsn, head.epoch, head.flags, &body, &mut sink) {
+                    tracing::error!(chunk = %head.chunk, lsn = head.lsn, %error, "record does not fit its replica");
+                    replica.hdr.flags.set(Flags::DAMAGED);
+                }
+            }
+            (Held::Chunk(replica), _) => {
+                tracing::error!(chunk = %head.chunk, lsn = head.lsn, "record of another chunk");
+                replica.hdr.flags.set(Flags::DAMAGED);
+            }
+            (Held::Free(_), _) => {
+                tracing::error!(chunk = %head.chunk, lsn = head.lsn, "record of a chunk that is not here");
+            }
+        }
+        Ok(())
+    }
+
+    /// The journal that held its records lost some of them: its length proves nothing.
+    pub(crate) fn journal_was_damaged(&mut self) {
+        if let Held::Chunk(replica) = &mut self.held
+            && matches!(replica.hdr.state, SlotState::Open | SlotState::Rwr)
+        {
+            replica.hdr.flags.set(Flags::DAMAGED);
+            self.changed = true;
+        }
+    }
+
+    /// The process that wrote it is gone.
+    pub(crate) fn restart(&mut self) {
+        if let Held::Chunk(replica) = &mut self.held {
+            replica.restart();
+            if !replica.hdr.flags.has(Flags::SHARED) {
+                // Everything durable has been synced with the file system before recovery read it.
+                let whole = align_down(replica.hdr.durable_len);
+                replica.hdr.written_upto = replica.hdr.written_upto.max(whole);
+            }
+        }
+    }
+}
+
+/// What a slot's unproven records come to.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    pub(crate) fold: Fold,
+    /// Blocks whose last writer is unproven: (block, first record of the writer's operation, checksum).
+    pub(crate) verify: Vec<(u32, u64, u32)>,
+}
+
+/// Applies a slot's unproven records below `cut` to a copy of its proven state. A promise is kept even
+/// where the data before it is not: it may have been answered, and it only ever refuses.
+pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<Trial, NotReplayed> {
+    let mut fold = proven.clone();
+    let mut written = Vec::new();
+    let mut gone = (ChunkHandle::NONE, 0);
+    for record in records {
+        if record.head.lsn < cut || record.head.kind == PROMISE {
+            fold.apply(&record.head, &record.body, &mut written)?;
+        } else if let Some(seq) = last_seq(record) {
+            gone = (record.head.chunk, seq.max(gone.1));
+        }
+    }
+    let mut last_writer = BTreeMap::new();
+    for blocks in written {
+        for block in blocks.first_block..blocks.first_block + blocks.blocks {
+            last_writer.insert(block, blocks.op_lsn);
+        }
+    }
+    let mut verify = Vec::new();
+    if let Held::Chunk(replica) = &mut fold.held {
+        if replica.hdr.chunk() == gone.0 {
+            replica.suspect(gone.1);
+        }
+        let whole = replica.hdr.durable_len / BLOCK;
+        let expected = |(block, op_lsn): (u32, u64)| Some((block, op_lsn, replica.crcs.get(block)?));
+        verify = last_writer.into_iter().filter(|(block, _)| *block < whole).filter_map(expected).collect();
+    }
+    fold.changed |= gone.1 > 0;
+    Ok(Trial { fold, verify })
+}
+
+/// Type number of PROMISE.
+const PROMISE: u8 = 6;
+
+/// The last entry that a record would have added.
+fn last_seq(record: &Pending) -> Option<u64> {
+    match Body::decode(record.head.kind, &record.body).ok()? {
+        Body::Append(append) if record.head.flags & FLAG_FILL == 0 => Some(append.op.seq),
+        Body::Forget { op, .. } | Body::Final { op, .. } => Some(op.seq),
+        Body::Seal(seal) => Some(seal.last_seq),
+        _ => None,
+    }
+}
+
+/// Where to cut: before the earliest operation with a block that does not hold what it should.
+pub(crate) fn cut_before(verify: &[(u32, u64, u32)], on_disk: &BTreeMap<u32, u32>) -> Option<u64> {
+    let differs = |(block, _, crc): &&(u32, u64, u32)| on_disk.get(block) != Some(crc);
+    verify.iter().filter(differs).map(|(_, op_lsn, _)| *op_lsn).min()
+}

@@ -1,0 +1,116 @@
+//! Calls to the disk: whole, counted, page by page. Nothing here decides anything.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use super::layout::PAGE;
+use super::page::Page;
+use super::types::Counters;
+use crate::runtime::Runtime;
+
+/// A runtime's disk calls, counted; clones count together.
+pub(crate) struct Io<R: Runtime> {
+    pub(crate) rt: R,
+    counters: Rc<Cell<Counters>>,
+}
+
+impl<R: Runtime> Clone for Io<R> {
+    fn clone(&self) -> Self {
+        Self { rt: self.rt.clone(), counters: Rc::clone(&self.counters) }
+    }
+}
+
+impl<R: Runtime> Io<R> {
+    pub(crate) fn new(rt: R) -> Self {
+        Self { rt, counters: Rc::default() }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.counters.get()
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut Counters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// Writes all of `buf`. A short write leaves its range unknown until the rest is written (rule R21).
+    pub(crate) async fn write(&self, file: &R::File, buf: R::Buf, offset: u64) -> io::Result<()> {
+        let len = buf.as_ref().len();
+        let mut done = 0;
+        while done < len {
+            let rest = if done == 0 { buf.clone() } else { self.rt.slice(&buf, done..len) };
+            let count = self.rt.write_at(file, rest, offset + done as u64).await?;
+            if count == 0 || !count.is_multiple_of(PAGE) {
+                return Err(io::Error::new(io::ErrorKind::WriteZero, "device wrote part of a block"));
+            }
+            done += count;
+            self.count(|counters| {
+                counters.device_writes += 1;
+                counters.device_write_bytes += count as u64;
+            });
+        }
+        Ok(())
+    }
+
+    /// Writes bytes that are not in a buffer of the pool yet, in pieces that fit into one.
+    pub(crate) async fn write_bytes(&self, file: &R::File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for piece in bytes.chunks(COPY_MAX) {
+            let mut buf = self.rt.alloc(piece.len()).await;
+            buf.as_mut().copy_from_slice(piece);
+            self.write(file, self.rt.freeze(buf), at).await?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads exactly `len` bytes.
+    pub(crate) async fn read(&self, file: &R::File, len: usize, offset: u64) -> io::Result<R::Buf> {
+        let first = self.read_some(file, len, offset).await?;
+        if first.as_ref().len() == len {
+            return Ok(first);
+        }
+        let mut whole = self.rt.alloc(len).await;
+        let mut done = first.as_ref().len();
+        whole.as_mut()[..done].copy_from_slice(first.as_ref());
+        while done < len {
+            let next = self.read_some(file, len - done, offset + done as u64).await?;
+            let count = next.as_ref().len();
+            whole.as_mut()[done..done + count].copy_from_slice(next.as_ref());
+            done += count;
+        }
+        Ok(self.rt.freeze(whole))
+    }
+
+    async fn read_some(&self, file: &R::File, len: usize, offset: u64) -> io::Result<R::Buf> {
+        let buf = self.rt.read_at(file, len, offset).await?;
+        let count = buf.as_ref().len();
+        self.count(|counters| {
+            counters.device_reads += 1;
+            counters.device_read_bytes += count as u64;
+        });
+        if count == 0 || count > len || !count.is_multiple_of(PAGE) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "file ends too early"));
+        }
+        Ok(buf)
+    }
+
+    /// Reads a page.
+    pub(crate) async fn read_page(&self, file: &R::File, offset: u64) -> io::Result<Box<Page>> {
+        let buf = self.read(file, PAGE, offset).await?;
+        let page = buf.as_ref().first_chunk::<PAGE>().ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Box::new(*page))
+    }
+
+    /// A flush of the device, counted.
+    pub(crate) async fn flush(&self, file: &R::File) -> io::Result<()> {
+        self.count(|counters| counters.flushes += 1);
+        self.rt.fdatasync(file).await
+    }
+}
+
+/// Largest piece that is copied into a buffer of its own.
+pub(crate) const COPY_MAX: usize = 1 << 20;

@@ -1,0 +1,414 @@
+//! The store of one shard: what it holds, and the step that every operation goes through.
+//!
+//! State is borrowed for single steps, never across an await. A step that changes a replica and adds
+//! its record to the journal is one borrow: the order of records is the order of changes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, Semaphore};
+use wire::member::ReplicaState;
+use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, StreamId};
+
+use super::batch::{Chain, Subject};
+use super::cache::CrcCache;
+use super::event::{Event, Outcome, Tally};
+use super::files::Files;
+use super::header::{Flags, Hdr};
+use super::io::Io;
+use super::log::{Class, End, Log};
+use super::record::Body;
+use super::recover::{Seed, ShardSeed};
+use super::replica::{Replica, shared};
+use super::shared::Shared;
+use super::types::{Counters, Space, View};
+use super::{OpenError, StoreError};
+use crate::runtime::{FileId, Open, Runtime};
+
+/// Buffers that the store itself may hold at one time: the batch that is written, two re-blocked
+/// payloads, pages of a checkpoint. What fills the rest of a shard's pool (payloads on their way,
+/// answers to reads) must leave this much, or the store waits for buffers that wait for it.
+pub const STORE_MEMORY: usize = 6 << 20;
+
+/// Payloads that are copied into block order at one time.
+const REBLOCK_MAX: usize = 2;
+
+/// The store of one shard; clones are handles to the same one.
+///
+/// Every method answers [`StoreError::Fenced`] once a write or flush of the disk has failed.
+/// Dropping a returned future stops the waiting, never what was accepted.
+pub struct Store<R: Runtime> {
+    pub(crate) inner: Rc<Inner<R>>,
+}
+
+impl<R: Runtime> Clone for Store<R> {
+    fn clone(&self) -> Self {
+        Self { inner: Rc::clone(&self.inner) }
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Store<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("shard", &self.inner.shard).finish_non_exhaustive()
+    }
+}
+
+/// What a shard's store owns.
+pub(crate) struct Inner<R: Runtime> {
+    pub(crate) io: Io<R>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: u32,
+    pub(crate) disk_uuid: [u8; 16],
+    pub(crate) boot_gen: u64,
+    pub(crate) ring: R::File,
+    pub(crate) state: RefCell<State<R>>,
+    pub(crate) files: RefCell<Files<R::File>>,
+    pub(crate) cache: RefCell<CrcCache>,
+    /// Tasks with I/O.
+    pub(crate) tasks: Tally,
+    pub(crate) reblock: Semaphore,
+    /// Held while slots are made.
+    pub(crate) making_slots: Mutex<()>,
+    pub(crate) stopping: Cell<bool>,
+    #[cfg(test)]
+    pub(crate) canary: Cell<super::canary::Canary>,
+}
+
+/// What changes.
+pub(crate) struct State<R: Runtime> {
+    pub(crate) chunks: BTreeMap<ChunkHandle, Chunk<R>>,
+    /// The chunk in each slot that holds one.
+    pub(crate) by_slot: BTreeMap<u32, ChunkHandle>,
+    /// Slots that hold nothing. Those at the front have waited longest.
+    pub(crate) free: VecDeque<FreeSlot>,
+    pub(crate) log: Log<R::File>,
+    /// Version of the RING pages.
+    pub(crate) ring_seq: u64,
+    /// A task writes and flushes batches.
+    pub(crate) committing: bool,
+    /// A task writes a checkpoint.
+    pub(crate) checkpointing: bool,
+    /// A task waits for the journal to stay idle.
+    pub(crate) marking: bool,
+    /// A task makes slots.
+    pub(crate) filling_up: bool,
+}
+
+/// A chunk.
+pub(crate) struct Chunk<R: Runtime> {
+    pub(crate) replica: Replica,
+    /// Open while the chunk takes appends; otherwise see [`Inner::file`].
+    pub(crate) file: Option<R::File>,
+    /// As of the last durable group.
+    pub(crate) durable: End,
+    /// First record that the header on the disk does not contain.
+    pub(crate) dirty_lsn: Option<u64>,
+    /// Data bytes that have space.
+    pub(crate) allocated: u32,
+    /// Shared by whoever reads or writes the slot: it is not used again before they are done (rule R17).
+    pub(crate) users: Rc<()>,
+    /// Its CREATE is durable: data may be written (rule R17).
+    pub(crate) created: bool,
+    /// One fill at a time decides.
+    pub(crate) filling: Rc<Mutex<()>>,
+}
+
+/// A slot that holds nothing.
+pub(crate) struct FreeSlot {
+    pub(crate) hdr: Hdr,
+    pub(crate) dirty_lsn: Option<u64>,
+    pub(crate) allocated: u32,
+    pub(crate) users: Rc<()>,
+    /// Its FREE is durable.
+    pub(crate) durable: bool,
+}
+
+impl FreeSlot {
+    /// Durably free, and nobody is still at it.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.durable && Rc::strong_count(&self.users) == 1
+    }
+}
+
+impl<R: Runtime> Chunk<R> {
+    fn from_seed(seed: Seed) -> Self {
+        let replica = Replica::loaded(seed.hdr, shared(&seed.tail), super::dedup::DedupTable::new(&seed.dedup));
+        let durable = End { len: replica.hdr.durable_len, seq: replica.hdr.last_seq, tail: Rc::clone(&replica.tail) };
+        let allocated = replica.hdr.written_upto;
+        Self {
+            replica,
+            file: None,
+            durable,
+            dirty_lsn: None,
+            allocated,
+            users: Rc::default(),
+            created: true,
+            filling: Rc::default(),
+        }
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.replica.hdr.common.number
+    }
+
+    fn end(&self) -> End {
+        let hdr = &self.replica.hdr;
+        End { len: hdr.durable_len, seq: hdr.last_seq, tail: Rc::clone(&self.replica.tail) }
+    }
+}
+
+impl<R: Runtime> State<R> {
+    /// The chunk, unless it is condemned.
+    pub(crate) fn live(&self, chunk: ChunkHandle) -> Result<&Chunk<R>, StoreError> {
+        let live = self.chunks.get(&chunk).filter(|chunk| chunk.replica.state() != ReplicaState::Condemned);
+        live.ok_or(StoreError::UnknownChunk)
+    }
+}
+
+impl<R: Runtime> Store<R> {
+    /// Opens the shard's journal and starts its tasks on `rt`.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be opened.
+    pub async fn start(rt: R, seed: ShardSeed) -> Result<Self, OpenError> {
+        let ring = rt
+            .open(&seed.shared.root, FileId::Ring(seed.shard), Open::Existing)
+            .await
+            .map_err(|error| OpenError::io("cannot open the journal", &error))?;
+        let chain = Chain { lsn: seed.base_lsn, prev_crc: 0, boot_gen: seed.boot_gen, disk_uuid: seed.disk_uuid };
+        let state = State {
+            by_slot: seed.chunks.iter().map(|seed| (seed.hdr.common.number, seed.hdr.chunk())).collect(),
+            chunks: seed.chunks.into_iter().map(|seed| (seed.hdr.chunk(), Chunk::from_seed(seed))).collect(),
+            free: seed.free.into_iter().map(free_slot).collect(),
+            log: Log::new(chain, seed.start_off, seed.log_bytes),
+            ring_seq: seed.ring_seq,
+            committing: false,
+            checkpointing: false,
+            marking: false,
+            filling_up: false,
+        };
+        let inner = Inner {
+            io: Io::new(rt),
+            shared: seed.shared,
+            shard: seed.shard,
+            disk_uuid: seed.disk_uuid,
+            boot_gen: seed.boot_gen,
+            ring,
+            state: RefCell::new(state),
+            files: RefCell::default(),
+            cache: RefCell::default(),
+            tasks: Tally::default(),
+            reblock: Semaphore::new(REBLOCK_MAX),
+            making_slots: Mutex::default(),
+            stopping: Cell::new(false),
+            #[cfg(test)]
+            canary: Cell::default(),
+        };
+        let store = Self { inner: Rc::new(inner) };
+        store.inner.keep_slots_ready();
+        Ok(store)
+    }
+
+    /// All chunks held, ascending.
+    #[must_use]
+    pub fn chunks(&self) -> Vec<ChunkHandle> {
+        self.inner.state.borrow().chunks.keys().copied().collect()
+    }
+
+    /// A replica as it stands; `None` for a chunk that is not here.
+    #[must_use]
+    pub fn view(&self, chunk: ChunkHandle) -> Option<View> {
+        let state = self.inner.state.borrow();
+        let chunk = state.chunks.get(&chunk)?;
+        let (replica, hdr) = (&chunk.replica, &chunk.replica.hdr);
+        let sealed = hdr.content_is_final();
+        Some(View {
+            state: replica.state(),
+            epoch: hdr.epoch,
+            promised: hdr.promised,
+            members: hdr.members.clone(),
+            my_position: hdr.my_position,
+            prev: hdr.prev,
+            file: hdr.file,
+            len: replica.len(),
+            last_seq: Seq(replica.last_seq()),
+            durable_len: chunk.durable.len,
+            durable_seq: Seq(chunk.durable.seq),
+            committed_len: hdr.committed_len,
+            committed_seq: Seq(hdr.committed_seq),
+            closed: hdr.flags.has(Flags::CLOSED),
+            filled: hdr.flags.has(Flags::FILLED),
+            sealed_len: if sealed { hdr.sealed_len } else { 0 },
+            digest: if sealed { hdr.sealed_digest } else { [0; 16] },
+            suspect_seq: Seq(hdr.suspect_seq),
+            damaged: hdr.flags.has(Flags::DAMAGED),
+        })
+    }
+
+    /// The dedup table: inherited entries plus one per complete operation (replication, section 6);
+    /// ordered by stream and operation. Empty for an unknown chunk.
+    #[must_use]
+    pub fn dedup(&self, chunk: ChunkHandle) -> Vec<DedupEntry> {
+        self.inner.state.borrow().chunks.get(&chunk).map(|chunk| chunk.replica.dedup.entries()).unwrap_or_default()
+    }
+
+    /// Where an operation landed, if it is in the table.
+    #[must_use]
+    pub fn dedup_entry(&self, chunk: ChunkHandle, id: OpId) -> Option<DedupEntry> {
+        self.inner.state.borrow().chunks.get(&chunk)?.replica.dedup.get(id)
+    }
+
+    /// Newest operation of the stream in the table; zero for an unknown stream.
+    #[must_use]
+    pub fn newest_op(&self, chunk: ChunkHandle, stream: StreamId) -> u64 {
+        self.inner.state.borrow().chunks.get(&chunk).map_or(0, |chunk| chunk.replica.dedup.newest(stream))
+    }
+
+    /// What the chain is known to have committed; cut to durable, never falls. Not durable itself:
+    /// it is written down with later records.
+    pub fn note_committed(&self, chunk: ChunkHandle, seq: Seq) {
+        let mut state = self.inner.state.borrow_mut();
+        if let Some(chunk) = state.chunks.get_mut(&chunk)
+            && chunk.replica.state() == ReplicaState::Open
+            && !chunk.replica.is_fenced()
+        {
+            chunk.replica.claim_committed(seq.0);
+            chunk.replica.advance_committed(chunk.durable.seq);
+        }
+    }
+
+    /// Plain integers since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.inner.io.counters()
+    }
+
+    /// Space of the disk; zeros when the file system does not answer.
+    pub async fn space(&self) -> Space {
+        let Ok(space) = self.inner.io.rt.space(&self.inner.shared.root).await else {
+            return Space::default();
+        };
+        let reserve = space.total / 20;
+        Space {
+            total: space.total,
+            free: space.free.saturating_sub(reserve),
+            used: space.total.saturating_sub(space.free),
+        }
+    }
+
+    /// Closes the batch, flushes, writes a checkpoint, waits for all I/O. Everything is durable after.
+    /// Every later call is refused.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        inner.stopping.set(true);
+        while let Some(pending) = inner.pending() {
+            if pending.wait().await.is_err() {
+                break;
+            }
+        }
+        inner.tasks.idle().await;
+        if inner.shared.check().is_ok() {
+            inner.checkpoint().await;
+        }
+        inner.tasks.idle().await;
+    }
+}
+
+fn free_slot(hdr: Hdr) -> FreeSlot {
+    FreeSlot { allocated: hdr.written_upto, hdr, dirty_lsn: None, users: Rc::default(), durable: true }
+}
+
+impl<R: Runtime> Inner<R> {
+    /// Whether new work is taken at all.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.shared.check()?;
+        if self.stopping.get() { Err(StoreError::Fenced("the store is shut down".into())) } else { Ok(()) }
+    }
+
+    /// Applies a record to its replica and adds it to the open batch, or refuses it and changes
+    /// nothing. Gives the record's number and the event of its durability.
+    pub(crate) fn accept(
+        self: &Rc<Self>,
+        chunk: ChunkHandle,
+        epoch: Epoch,
+        flags: u8,
+        body: &Body<'_>,
+        class: Class,
+    ) -> Result<Event, StoreError> {
+        self.shared.check()?;
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let held = state.chunks.get_mut(&chunk).ok_or(StoreError::UnknownChunk)?;
+        if let Err(error) = state.log.room(body.len_bound(), class) {
+            self.checkpoint_soon(state);
+            return Err(error);
+        }
+        let lsn = state.log.last_lsn() + 1;
+        held.replica.apply(lsn, epoch, flags, body, &mut |_| {})?;
+        held.dirty_lsn.get_or_insert(lsn);
+        let subject = Subject { chunk, slot: held.slot(), epoch };
+        let end = held.end();
+        state.log.push(subject, flags, body);
+        state.log.group.ends.insert(chunk, end);
+        self.accepted(state);
+        Ok(state.log.group.done.clone())
+    }
+
+    /// After a record was added: commit it, and make room in time.
+    pub(crate) fn accepted(self: &Rc<Self>, state: &mut State<R>) {
+        self.io.count(|counters| counters.records += 1);
+        self.commit_soon(state);
+        if state.log.wants_checkpoint() {
+            self.checkpoint_soon(state);
+        }
+    }
+
+    /// Waits until everything accepted so far is durable.
+    pub(crate) fn flushed(&self) -> impl Future<Output = Outcome> + use<R> {
+        let pending = self.pending();
+        async move {
+            match pending {
+                Some(event) => event.wait().await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    pub(crate) fn pending(&self) -> Option<Event> {
+        self.state.borrow().log.pending()
+    }
+
+    /// Runs a task with I/O; the store waits for it before it ends.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let going = self.tasks.enter();
+        self.io.rt.spawn(async move {
+            task.await;
+            drop(going);
+        });
+    }
+
+    /// Rule R9: nothing answers from now on. Marks DISK, if it can still be written.
+    pub(crate) fn fence(self: &Rc<Self>, what: &str, error: &std::io::Error) -> StoreError {
+        let cause = format!("{what}: {error}");
+        if self.shared.fence(cause.clone()) {
+            tracing::error!(root = %self.shared.root.display(), shard = self.shard, cause, "disk is fenced");
+            self.io.count(|counters| counters.fences += 1);
+            let inner = Rc::clone(self);
+            self.spawn(async move { inner.mark_fenced().await });
+        }
+        self.shared.check().err().unwrap_or(StoreError::Fenced(cause))
+    }
+
+    async fn mark_fenced(&self) {
+        let writer = self.shared.disk_writer(&self.io.rt).await;
+        let marked = writer.write(&self.io, |disk| disk.state = super::page::DiskState::Fenced).await;
+        if let Err(error) = marked {
+            tracing::warn!(%error, "the fence could not be written to the disk");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Slot files: made a few at a time, ahead of need, because making one costs syncs of folders.
+
+use std::io;
+use std::rc::Rc;
+
+use super::StoreError;
+use super::append::is_full;
+use super::header::Hdr;
+use super::io::Io;
+use super::layout::{HALF_OFFSETS, HALF_PAGES, PAGE};
+use super::page::Common;
+use super::shard::{FreeSlot, Inner, State};
+use crate::runtime::{FileId, Folder, Open, Runtime};
+
+/// Slots that are kept ready: that many chunks can be created without waiting for a folder.
+const READY_MIN: usize = 3;
+
+/// Slots that are made at a time, for one sync of the folder and one new version of DISK.
+const MAKE: u32 = 4;
+
+impl<R: Runtime> Inner<R> {
+    /// Starts making slots when few are ready.
+    pub(crate) fn keep_slots_ready(self: &Rc<Self>) {
+        self.keep_slots_ready_in(&mut self.state.borrow_mut());
+    }
+
+    /// As [`Self::keep_slots_ready`], inside a step.
+    pub(crate) fn keep_slots_ready_in(self: &Rc<Self>, state: &mut State<R>) {
+        if state.free.len() >= READY_MIN || state.filling_up || self.check().is_err() {
+            return;
+        }
+        state.filling_up = true;
+        let inner = Rc::clone(self);
+        self.spawn(async move {
+            let made = inner.make_slots().await;
+            inner.state.borrow_mut().filling_up = false;
+            if let Err(error) = made {
+                tracing::warn!(%error, "no slots could be made ahead");
+            }
+        });
+    }
+
+    /// A slot that may hold a new chunk; waits for one to be made.
+    pub(crate) async fn ready_slot(self: &Rc<Self>) -> Result<u32, StoreError> {
+        loop {
+            self.check()?;
+            {
+                let state = self.state.borrow();
+                if let Some(free) = state.free.iter().find(|free| free.is_ready()) {
+                    return Ok(free.hdr.common.number);
+                }
+            }
+            self.make_slots().await?;
+        }
+    }
+
+    /// Makes slots, unless somebody else just did.
+    async fn make_slots(self: &Rc<Self>) -> Result<(), StoreError> {
+        let _one_at_a_time = self.making_slots.lock().await;
+        if self.state.borrow().free.iter().filter(|free| free.is_ready()).count() >= READY_MIN {
+            return Ok(());
+        }
+        self.check()?;
+        match self.make_files().await {
+            Ok(()) => Ok(()),
+            Err(error) if is_full(&error) => Err(StoreError::NoSpace),
+            // A failed sync says nothing about what else it lost (rule R9).
+            Err(error) => Err(self.fence("slot files could not be made", &error)),
+        }
+    }
+
+    async fn make_files(self: &Rc<Self>) -> io::Result<()> {
+        let rt = &self.io.rt;
+        let writer = self.shared.disk_writer(rt).await;
+        let first = self.shared.disk().slots;
+        let mut made = Vec::new();
+        for number in first..first + MAKE {
+            let hdr = Hdr {
+                common: Common {
+                    number,
+                    disk_uuid: self.disk_uuid,
+                    page_seq: 1,
+                    boot_gen: self.boot_gen,
+                    ..Common::default()
+                },
+                ..Hdr::default()
+            };
+            let file = make_slot(&self.io, &self.shared.root, &hdr).await?;
+            made.push((hdr, file));
+        }
+        rt.sync_folder(&self.shared.root, Folder::Slots).await?;
+        rt.sync_folder(&self.shared.root, Folder::Root).await?;
+        writer.write(&self.io, |disk| disk.slots = first + MAKE).await?;
+        drop(writer);
+        let mut state = self.state.borrow_mut();
+        for (hdr, file) in made {
+            self.keep_file(hdr.common.number, file);
+            state.free.push_back(FreeSlot { hdr, dirty_lsn: None, allocated: 0, users: Rc::default(), durable: true });
+        }
+        Ok(())
+    }
+}
+
+/// Makes a slot file whose trailer is `hdr` twice and zeros; synced, but not its name.
+async fn make_slot<R: Runtime>(io: &Io<R>, root: &std::path::Path, hdr: &Hdr) -> io::Result<R::File> {
+    let file = io.rt.open(root, FileId::Slot(hdr.common.number), Open::Create).await?;
+    let page = hdr.encode();
+    let mut half = vec![0; HALF_PAGES * PAGE];
+    half[..PAGE].copy_from_slice(page.as_slice());
+    for offset in HALF_OFFSETS {
+        io.write_bytes(&file, &half, offset).await?;
+    }
+    io.rt.fsync(&file).await?;
+    Ok(file)
+}

@@ -1,0 +1,198 @@
+//! What a store must be: per chunk, the list of states its operations led to, of which a crash may
+//! leave any one that is not older than the last acknowledged.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use wire::checksum::block_crcs;
+use wire::member::ReplicaState;
+use wire::{ChunkHandle, DedupEntry, Epoch, Seq, StreamId};
+
+use super::rig::{Rig, read_all};
+use crate::store::{Upto, crcs};
+
+/// A chunk after some operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Snap {
+    /// `None`: not here.
+    pub(super) state: Option<ReplicaState>,
+    pub(super) epoch: u32,
+    pub(super) promised: u32,
+    pub(super) content: Rc<Vec<u8>>,
+    pub(super) last_seq: u64,
+    pub(super) closed: bool,
+    pub(super) filled: bool,
+    pub(super) dedup: Rc<Vec<DedupEntry>>,
+}
+
+impl Snap {
+    fn absent() -> Self {
+        Self {
+            state: None,
+            epoch: 0,
+            promised: 0,
+            content: Rc::default(),
+            last_seq: 0,
+            closed: false,
+            filled: false,
+            dedup: Rc::default(),
+        }
+    }
+
+    /// An operation is complete: the dedup table by its definition.
+    pub(super) fn completed(&mut self, entry: DedupEntry, first_unacked: u64) {
+        let mut table = self.dedup.as_ref().clone();
+        table.push(entry);
+        let newest = |stream: StreamId, table: &[DedupEntry]| {
+            table.iter().filter(|entry| entry.id.stream == stream).map(|entry| entry.id.op).max()
+        };
+        let top = newest(entry.id.stream, &table);
+        table.retain(|old| old.id.stream != entry.id.stream || old.id.op >= first_unacked || Some(old.id.op) == top);
+        table.sort_by_key(|entry| (entry.id.stream, entry.id.op));
+        self.dedup = Rc::new(table);
+    }
+
+    pub(super) fn digest(&self) -> [u8; 16] {
+        digest(&self.content)
+    }
+}
+
+pub(super) fn digest(content: &[u8]) -> [u8; 16] {
+    let full = content.len() / 4096 * 4096;
+    let runs = block_crcs(&content[..full]);
+    crcs::digest([&runs[..]], &content[full..], u32::try_from(content.len()).unwrap())
+}
+
+/// The states of one chunk since the last start, oldest first.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    snaps: Vec<Snap>,
+    /// The newest one that was acknowledged.
+    acknowledged: usize,
+    /// Highest entry that was called committed.
+    pub(super) committed: u64,
+}
+
+impl History {
+    fn new() -> Self {
+        Self { snaps: vec![Snap::absent()], acknowledged: 0, committed: 0 }
+    }
+
+    pub(super) fn now(&self) -> &Snap {
+        self.snaps.last().unwrap()
+    }
+
+    /// Something was issued that leads to `snap`; its number.
+    pub(super) fn issue(&mut self, snap: Snap) -> usize {
+        self.snaps.push(snap);
+        self.snaps.len() - 1
+    }
+
+    /// It was refused.
+    pub(super) fn take_back(&mut self, number: usize) {
+        assert_eq!(number, self.snaps.len() - 1, "only the newest can be refused");
+        self.snaps.pop();
+    }
+
+    pub(super) fn acknowledge(&mut self, number: usize) {
+        self.acknowledged = self.acknowledged.max(number);
+    }
+
+    /// Bytes that were acknowledged.
+    pub(super) fn acknowledged_len(&self) -> usize {
+        self.snaps[self.acknowledged].content.len()
+    }
+}
+
+/// All chunks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    pub(super) chunks: BTreeMap<u64, History>,
+}
+
+impl Model {
+    pub(super) fn chunk(&mut self, chunk: u64) -> &mut History {
+        self.chunks.entry(chunk).or_insert_with(History::new)
+    }
+
+    /// Compares a store that has just recovered, and goes on from what it has. `exact`: it was stopped
+    /// in order, nothing may be missing.
+    pub(super) fn check(&mut self, rig: &Rig, exact: bool) {
+        for store in &rig.stores {
+            for chunk in store.chunks() {
+                assert!(self.chunks.contains_key(&chunk.0), "chunk {chunk} was never created");
+            }
+        }
+        for (chunk, history) in &mut self.chunks {
+            check_chunk(*chunk, history, rig, exact);
+        }
+    }
+}
+
+fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
+    let store = rig.store(chunk);
+    let view = store.view(ChunkHandle(chunk));
+    let oldest = if exact { history.snaps.len() - 1 } else { history.acknowledged };
+    let may_be = |number: &usize| {
+        let snap = &history.snaps[*number];
+        let Some(view) = &view else { return snap.state.is_none() };
+        let state = match snap.state {
+            None => return false,
+            Some(ReplicaState::Open) => ReplicaState::Rwr,
+            Some(state) => state,
+        };
+        // A promise is kept even when the data before it is not.
+        let promises = history.snaps[*number..].iter().map(|snap| snap.promised);
+        let promised = promises.into_iter().any(|promised| promised == view.promised.0);
+        (view.state, view.durable_len as usize, view.last_seq, view.epoch, view.closed, view.filled, promised)
+            == (state, snap.content.len(), Seq(snap.last_seq), Epoch(snap.epoch), snap.closed, snap.filled, true)
+    };
+    let found = (oldest..history.snaps.len()).find(may_be);
+    let Some(found) = found else {
+        panic!("chunk {chunk}: {view:?} is none of {:#?}", Brief(&history.snaps[oldest..]));
+    };
+    let mut snap = history.snaps[found].clone();
+    if let Some(view) = view {
+        assert!(!view.damaged, "chunk {chunk} is damaged");
+        assert_eq!((view.len, view.last_seq), (view.durable_len, view.durable_seq));
+        assert!(
+            view.committed_len <= view.durable_len && view.committed_seq.0 <= history.committed.max(view.last_seq.0)
+        );
+        assert_eq!(store.dedup(ChunkHandle(chunk)), *snap.dedup, "chunk {chunk}: dedup table");
+        if view.state != ReplicaState::Condemned {
+            let content = rig.on(chunk, move |_, store| async move {
+                let digest = store.digest(ChunkHandle(chunk), u32::MAX).await;
+                (read_all(&store, chunk, Upto::Durable).await, digest)
+            });
+            let want = (Ok(snap.content.as_ref().clone()), Ok(snap.digest()));
+            assert!(content == want, "chunk {chunk}: content or digest differs");
+        }
+        if snap.state == Some(ReplicaState::Open) {
+            snap.state = Some(ReplicaState::Rwr);
+        }
+        snap.promised = view.promised.0;
+        history.committed = view.committed_seq.0;
+    }
+    *history = History { snaps: vec![snap], acknowledged: 0, committed: history.committed };
+}
+
+/// States without their bytes.
+struct Brief<'a>(&'a [Snap]);
+
+impl std::fmt::Debug for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let brief = self.0.iter().map(|snap| {
+            format!(
+                "{:?} epoch {} promised {} len {} last {} closed {} filled {}",
+                snap.state,
+                snap.epoch,
+                snap.promised,
+                snap.content.len(),
+                snap.last_seq,
+                snap.closed,
+                snap.filled
+            )
+        });
+        f.debug_list().entries(brief).finish()
+    }
+}
