@@ -83,12 +83,6 @@ impl Client {
         Err(Error::new(Kind::Unavailable, "earlier appends to this file fail; nothing was sent"))
     }
 
-    /// The next append to this file begins a new stream. For whoever replaces its last chunk: what
-    /// comes after it does not inherit the table of operations.
-    pub(crate) fn forget_stream(&self, file: InodeId) {
-        lock(&self.streams).remove(&file);
-    }
-
     /// The file's stream, a new one if it has none that takes operations.
     fn stream(&self, file: InodeId) -> Appender {
         let mut streams = lock(&self.streams);
@@ -101,7 +95,8 @@ impl Client {
     }
 }
 
-/// The chain does not know the stream, and no attempt can have succeeded: a new stream may try.
+/// The chain does not know the stream (that is an alarm at the master), and no attempt can have
+/// succeeded: a new stream may try.
 fn is_strange(fault: &Fault) -> bool {
     fault.kind != Kind::Unknown && matches!(fault.reason, Reason::LostOps | Reason::StaleOp)
 }

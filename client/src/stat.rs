@@ -5,9 +5,9 @@ use std::time::Duration;
 use wire::locate::Location;
 use wire::member::Member;
 use wire::namespace::{Attr, Stat};
-use wire::read::Version;
+use wire::read::{Read, Version};
 use wire::report::Trouble;
-use wire::{Fault, Kind, NamePath, Reason};
+use wire::{Epoch, Fault, Kind, NamePath, Reason, Request, Seq};
 
 use crate::client::Inner;
 use crate::clock::{left, now};
@@ -52,7 +52,7 @@ impl Client {
                 return Ok(attr);
             }
             self.inner.counters.retries.add(1);
-            if tries == 0 && is_silence(&fault) {
+            if tries == 0 && (is_silence(&fault) || fault.reason == Reason::Rwr) {
                 let suspect = tail.members.first().map(|head| head.server).unwrap_or_default();
                 self.inner.report(tail.chunk, tail.epoch, Trouble::NoAnswer, suspect).await;
             }
@@ -72,18 +72,28 @@ impl Inner {
         }
     }
 
-    /// The furthest of the other members.
+    /// The furthest that any member has heard of, one that restarted included: a read says so along
+    /// with its bytes, or when it refuses.
     async fn committed_elsewhere(&self, tail: &Location, fault: Fault) -> Outcome<u32> {
-        let asked = tail.members.iter().skip(1).map(|member| self.committed_at(tail, member));
-        let answers = futures_util::future::join_all(asked).await;
-        answers.into_iter().filter_map(Result::ok).max().ok_or(fault)
+        let read = Read { chunk: tail.chunk, epoch: Epoch(0), offset: 0, len: 1, min_seq: Seq(0) };
+        let asked = tail.members.iter().map(|member| self.ask_member(tail, member, &read));
+        let answers = futures_util::future::join_all(asked).await.into_iter().filter_map(|answer| match answer {
+            Ok(data) => Some(data.committed_len),
+            Err(fault) if fault.reason == Reason::NotCommitted => u32::try_from(fault.detail).ok(),
+            Err(_) => None,
+        });
+        answers.max().ok_or(fault)
     }
 
     async fn committed_at(&self, tail: &Location, member: &Member) -> Outcome<u32> {
-        let limit = ASK.min(self.config.deadline);
-        let conn = self.pool.chunk(member, tail.chunk, limit).await?;
-        let (version, _) = conn.call(&Version { chunk: tail.chunk, epoch: tail.epoch }, limit).await?;
+        let version = self.ask_member(tail, member, &Version { chunk: tail.chunk, epoch: tail.epoch }).await?;
         self.saw(tail.chunk, tail.epoch, version.committed_seq);
         Ok(version.committed_len)
+    }
+
+    async fn ask_member<R: Request>(&self, tail: &Location, member: &Member, request: &R) -> Outcome<R::Reply> {
+        let limit = ASK.min(self.config.deadline);
+        let conn = self.pool.chunk(member, tail.chunk, limit).await?;
+        conn.call(request, limit).await.map(|(reply, _)| reply)
     }
 }

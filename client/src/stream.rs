@@ -446,7 +446,9 @@ impl Stream {
         if let Phase::Ready { closed, .. } = &mut self.phase {
             *closed = last;
         }
-        let left = self.expires(&self.ops[at]).saturating_sub(now);
+        // Of use as long as any operation waits: those behind it need it in front of them.
+        let waiting = self.ops.iter().filter(|op| op.state == State::Waiting);
+        let left = waiting.map(|op| self.expires(op).saturating_sub(now)).max().unwrap_or_default();
         Some(Sending { op: number, generation: self.generation, first_unacked: self.first, chain, last, left })
     }
 
@@ -538,4 +540,93 @@ impl Stream {
 /// What the caller of a failed operation is told: "unknown" as soon as any attempt may have succeeded.
 fn verdict(op: &Op, cause: &Fault) -> Fault {
     if op.unsure > 0 { Fault::new(Kind::Unknown, format!("outcome unknown: {}", cause.text)) } else { cause.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const CHAIN: Chain = Chain { chunk: ChunkHandle(1), epoch: Epoch(1), head: ServerId(1) };
+
+    fn connected(deadline: Duration, progress_counts: bool) -> Stream {
+        let settings = Settings { deadline, progress_counts, fills_chunks: false, window: 1 << 20 };
+        let mut stream = Stream::new(settings, 0);
+        stream.push(10, false, Duration::ZERO);
+        assert_eq!(stream.poll(Duration::ZERO), Step::Locate { report: None });
+        stream.located(CHAIN, Duration::ZERO);
+        assert_eq!(stream.poll(Duration::ZERO), Step::Connect(CHAIN));
+        stream.connected(Duration::ZERO);
+        stream
+    }
+
+    fn sent(step: Step) -> Sending {
+        let Step::Send(sending) = step else { panic!("{step:?} instead of an operation") };
+        sending
+    }
+
+    #[test]
+    fn an_operation_that_was_given_up_is_sent_on_for_those_behind_it() {
+        let mut stream = connected(2 * SECOND, false);
+        assert_eq!(sent(stream.poll(Duration::ZERO)).op, 1);
+        stream.push(10, false, SECOND);
+        assert_eq!(sent(stream.poll(SECOND)).op, 2);
+        let given_up = stream.poll(2 * SECOND);
+        assert!(matches!(given_up, Step::Settled { op: 1, result: Err(fault) } if fault.kind == Kind::Unknown));
+        stream.answered(2, 1, Err(Fault::new(Kind::Unknown, "the connection ended")), 2 * SECOND);
+        assert_eq!(stream.poll(2 * SECOND), Step::Connect(CHAIN));
+        stream.connected(2 * SECOND);
+        let again = sent(stream.poll(2 * SECOND));
+        assert_eq!((again.op, again.left), (1, SECOND), "the server must not drop it as expired");
+        assert!(!stream.can_push(1), "nothing new comes behind it");
+    }
+
+    #[test]
+    fn answers_keep_a_slow_upload_alive_but_nothing_is_repeated_for_more_than_ten_minutes() {
+        let mut stream = connected(40 * SECOND, true);
+        assert_eq!(sent(stream.poll(Duration::ZERO)).op, 1);
+        // The first operation is never answered; others are, every half minute.
+        for step in 1..20_u64 {
+            let now = Duration::from_secs(step * 30);
+            stream.push(10, false, now);
+            while let Step::Locate { .. } | Step::Connect(_) = stream.poll(now) {
+                stream.located(CHAIN, now);
+                stream.connected(now);
+            }
+            stream.answered(step + 1, 0, Ok(appended()), now);
+            assert_eq!(stream.poll(now), Step::Settled { op: step + 1, result: Ok(settled()) }, "at {now:?}");
+        }
+        assert!(!stream.is_retired(), "570 s without an answer to the first, and still alive");
+        assert!(matches!(stream.poll(REPEAT_MAX), Step::Settled { op: 1, result: Err(_) }));
+    }
+
+    #[test]
+    fn a_chunk_known_to_be_closed_is_not_gone_back_to_and_reported_when_the_master_stays_with_it() {
+        let mut stream = connected(60 * SECOND, false);
+        assert_eq!(sent(stream.poll(Duration::ZERO)).op, 1);
+        stream.answered(1, 1, Err(Fault::refused(Reason::ChunkFull, 0, "full")), Duration::ZERO);
+        let (mut now, mut asked, mut reports) = (Duration::ZERO, 0, 0);
+        while reports == 0 && asked < 100 {
+            match stream.poll(now) {
+                Step::Locate { report } => {
+                    asked += 1;
+                    reports += u32::from(report.is_some_and(|(_, trouble)| trouble == Trouble::Stalled));
+                    stream.located(CHAIN, now);
+                }
+                Step::Wait(Some(until)) => now = until,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(reports, 1);
+        assert!(now > SECOND && now < 5 * SECOND, "with growing pauses: {now:?}");
+        assert!(matches!(stream.poll(now), Step::Wait(_)));
+    }
+
+    fn settled() -> Settled {
+        Settled { appended: appended(), asked: ChunkHandle(1), ends_chunk: false }
+    }
+
+    fn appended() -> Appended {
+        Appended { chunk: ChunkHandle(1), offset: 0, len: 10, epoch: Epoch(1), committed_seq: wire::Seq(1) }
+    }
 }

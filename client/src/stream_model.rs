@@ -347,7 +347,7 @@ fn appended(chunk: ChunkHandle, offset: u32, len: u32) -> Appended {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn every_operation_ends_up_once_in_order_and_where_the_answer_says(

@@ -16,7 +16,7 @@ use wire::locate::{Intent, Position};
 use wire::member::ChunkState;
 use wire::namespace::Attr;
 use wire::upload::{AbortUpload, BeginUpload, Precondition, Publish};
-use wire::{InodeId, Kind, NamePath, Request, RequestId};
+use wire::{InodeId, Kind, NamePath};
 
 use crate::appender::{Appender, Cut, Hears, Progress};
 use crate::client::Inner;
@@ -115,9 +115,10 @@ impl Upload {
             Some(sha) => Some(sha.finish().await?),
             None => None,
         };
-        let (path, precondition) = (self.path.as_str(), self.precondition);
-        let publish = |request| Publish { request, inode, path: path.into(), precondition, len, sha256 };
-        let attr = once_sealed(&self.body.inner, inode, publish).await?;
+        let (inner, precondition) = (&self.body.inner, self.precondition);
+        let (request, path) = (inner.request_id(), self.path.as_str().into());
+        // Refused as `Unavailable`, and so repeated, until the master has heard that the last chunk is sealed.
+        let attr = inner.change(&Publish { request, inode, path, precondition, len, sha256 }).await?;
         self.body.used_up();
         Ok(attr)
     }
@@ -274,25 +275,6 @@ async fn abort(inner: &Inner, inode: InodeId) {
     if let Err(fault) = inner.change(&AbortUpload { request, inode }).await {
         tracing::debug!(%inode, error = %fault, "upload not aborted: the master drops it later");
     }
-}
-
-/// A change that wants all chunks of an upload sealed. The last one is sealed at its servers when the
-/// upload is complete; if the master has not heard of it yet and refuses, it is asked once more.
-pub(crate) async fn once_sealed<R: Request>(
-    inner: &Inner,
-    upload: InodeId,
-    change: impl Fn(RequestId) -> R,
-) -> Result<R::Reply, Error> {
-    let refused = match inner.change(&change(inner.request_id())).await {
-        Ok(reply) => return Ok(reply),
-        Err(fault) => fault,
-    };
-    // Asked again only when it may have been too early; the same refusal then stands.
-    if !matches!(refused.kind, Kind::Invalid | Kind::Conflict | Kind::Unavailable | Kind::Sealed) {
-        return Err(refused.into());
-    }
-    wait_until_sealed(inner, upload).await?;
-    Ok(inner.change(&change(inner.request_id())).await?)
 }
 
 /// Seals the open chunk at the end of a file, if there is one: an operation of no bytes, and the last.

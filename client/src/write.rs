@@ -12,7 +12,7 @@ use crate::append::is_dir;
 use crate::clock::now;
 use crate::locations::{end_of, is_contiguous};
 use crate::retry::pause;
-use crate::upload::{Body, once_sealed, seal_tail};
+use crate::upload::{Body, seal_tail};
 use crate::{Client, Error};
 
 /// The chunks that a write touches.
@@ -73,10 +73,10 @@ impl Client {
         self.copy(&attr, end.min(touched.end)..touched.end, &mut body).await?;
         let (upload, _) = body.complete().await?;
         let (file, version, index, remove) = (attr.inode, attr.version, touched.index, touched.count);
-        once_sealed(&self.inner, upload, |request| Splice { request, file, version, index, remove, upload }).await?;
+        let request = self.inner.request_id();
+        self.inner.change(&Splice { request, file, version, index, remove, upload }).await?;
         body.used_up();
         self.inner.locations.forget(file);
-        self.forget_stream(file);
         Ok(len)
     }
 

@@ -181,6 +181,22 @@ async fn after_a_record_was_given_up_the_next_one_uses_a_new_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_that_does_not_know_the_stream_gets_a_new_one() {
+    let (fake, client) = cluster().await;
+    client.append(&path("/log"), noise(1, 100)).await.unwrap();
+    {
+        let mut state = fake.state();
+        state.forgetful = true;
+        let last = *state.chunks.keys().next_back().unwrap();
+        state.seal(last);
+    }
+    // Refused by the sealed chunk, then by the next one: no attempt can have succeeded.
+    let appended = client.append(&path("/log"), noise(2, 50)).await.unwrap();
+    assert_eq!(appended.offset, 100);
+    assert_eq!(fake.content("/log")[100..], noise(2, 50));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_not_there_is_not_made() {
     let (_fake, client) = cluster().await;
     let error = client.append(&path("/none"), noise(1, 10)).await.unwrap_err();

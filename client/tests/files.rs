@@ -39,7 +39,7 @@ async fn what_was_uploaded_in_any_pieces_is_read_back() {
         assert!(read_all(&client, &name, 0..u64::MAX).await.unwrap() == data, "{len} bytes in pieces of {piece}");
     }
     fake.check();
-    assert_eq!(client.stats().retries, 0);
+    assert_eq!(client.stats().reports, 0, "nothing was wrong");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,14 +92,21 @@ async fn an_upload_survives_a_killed_head_lost_answers_and_overload() {
 async fn the_final_chunk_is_sealed_even_when_its_answer_comes_from_after_a_roll() {
     let fake = Fake::start(4).await;
     let client = fake.client();
-    // Each operation takes effect and then its chunk is gone: the retry is answered by the next chunk.
+    let data = noise(3, 3 * MIB + 1);
+    let mut upload = client.upload(&path("/f"), UploadOptions::default()).await.unwrap();
+    upload.write(data.clone()).await.unwrap();
+    while upload.durable() < 3 * MIB as u64 {
+        upload.progressed().await;
+    }
+    // The final operation takes effect, then its answer is lost and its chunk is rolled: the retry is
+    // answered by the next chunk, which stays open.
     fake.state().roll_every = Some(1);
     for faults in &mut fake.state().faults {
-        faults.lose_answers = 3;
+        faults.lose_answers = 1;
     }
-    let data = noise(3, 3 * MIB + 1);
-    put(&client, "/f", &data, MIB).await.unwrap();
+    upload.finish().await.unwrap();
     assert!(fake.content("/f") == data);
+    assert_eq!(fake.chunk_lens("/f"), [3 * MIB + 1, 0]);
     fake.check();
 }
 
@@ -189,10 +196,10 @@ async fn a_silent_replica_is_passed_over_once_and_then_asked_last() {
     let data = noise(6, 6 * MIB);
     put(&client, "/f", &data, MIB).await.unwrap();
     fake.state().faults[1].silent = true;
-    for _ in 0..3 {
+    for _ in 0..20 {
         assert!(read_all(&client, "/f", 0..u64::MAX).await.unwrap() == data);
     }
-    assert!(client.stats().failovers <= 8, "only the first window meets it: {:?}", client.stats());
+    assert!(client.stats().failovers <= 6, "only the first window meets it: {:?}", client.stats());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -222,6 +229,7 @@ async fn an_open_tail_is_as_long_as_its_head_says_and_reads_see_own_appends() {
         }
         let read = read_all(&client, "/log", appended.offset..u64::MAX).await.unwrap();
         assert_eq!(read, noise(number, 777));
+        assert_eq!(fake.state().min_seq, number + 1, "no member that knows less may answer");
     }
     fake.check();
 }
@@ -234,6 +242,19 @@ async fn with_the_head_gone_the_length_is_what_the_seal_says_and_not_what_others
     client.append(&path("/log"), noise(1, 1000)).await.unwrap();
     fake.kill(fake.head("/log"));
     assert_eq!(client.stat(&path("/log")).await.unwrap().len, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_master_does_not_seal_the_length_is_what_the_furthest_member_knows() {
+    let fake = Fake::start(4).await;
+    let client = fake.client_with(Duration::from_millis(500));
+    client.create(&path("/log"), true).await.unwrap();
+    client.append(&path("/log"), noise(1, 1000)).await.unwrap();
+    fake.state().deaf = true;
+    fake.kill(fake.head("/log"));
+    assert_eq!(client.stat(&path("/log")).await.unwrap().len, 500);
+    (0..4).for_each(|server| fake.kill(server));
+    assert_eq!(client.stat(&path("/log")).await.unwrap_err().kind(), Kind::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,10 +306,7 @@ async fn a_write_seals_an_open_tail_first_and_appends_go_on_after_it() {
     assert_eq!(client.write_at(&path("/log"), 10, noise(2, 20)).await.unwrap(), 20);
     let appended = client.append(&path("/log"), noise(3, 30)).await.unwrap();
     assert_eq!(appended.offset, 1000);
-    assert_eq!(fake.state().violations.len(), 0);
-    // Another client, whose stream the new chunk does not know either.
     other.append(&path("/log"), noise(4, 40)).await.unwrap();
-    fake.state().violations.clear();
     let mut want = [noise(1, 1000), noise(3, 30), noise(4, 40)].concat();
     want[10..30].copy_from_slice(&noise(2, 20));
     assert_eq!(read_all(&client, "/log", 0..u64::MAX).await.unwrap(), want);

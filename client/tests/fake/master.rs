@@ -61,7 +61,9 @@ impl State {
                 let report = Report::decode(fields).unwrap();
                 self.reports.push(report);
                 // A bad block of a sealed chunk is repaired; anything else rolls an open one.
-                self.seal(report.chunk);
+                if !self.deaf {
+                    self.seal(report.chunk);
+                }
                 answer(Ok(Done))
             }
             tag::CREATE_FILE => {
@@ -95,7 +97,9 @@ impl State {
             return Answer { tag: *tag, fields: fields.clone(), payload: Vec::new() };
         }
         let answer = change(self);
-        self.answered.insert(request, (answer.tag, answer.fields.clone()));
+        if answer.tag != Fault::TAG {
+            self.answered.insert(request, (answer.tag, answer.fields.clone()));
+        }
         answer
     }
 
@@ -146,7 +150,7 @@ impl State {
         }
         let last = self.files[&locate.file].chunks.last().copied();
         if locate.intent == Intent::Append && last.is_none_or(|last| self.chunks[&last].sealed) {
-            self.open(locate.file, last)?;
+            self.open(locate.file)?;
         }
         let last = self.files[&locate.file].chunks.last().copied();
         let count = locate.count as usize;
@@ -161,7 +165,7 @@ impl State {
         })
     }
 
-    fn open(&mut self, file: InodeId, last: Option<ChunkHandle>) -> Result<(), Fault> {
+    fn open(&mut self, file: InodeId) -> Result<(), Fault> {
         let up: Vec<usize> =
             (0..self.faults.len()).filter(|s| !self.faults[*s].down && !self.faults[*s].silent).collect();
         if up.is_empty() {
@@ -171,7 +175,7 @@ impl State {
         self.next_chunk += 1;
         let turn = usize::try_from(handle.0).unwrap();
         let members = (0..up.len().min(3)).map(|position| up[(turn + position) % up.len()]).collect();
-        let table = last.map(|last| self.chunks[&last].table.clone()).unwrap_or_default();
+        let table = if self.forgetful { std::collections::BTreeMap::new() } else { self.files[&file].table.clone() };
         self.chunks.insert(handle, Chunk { file, members, table, ..Chunk::default() });
         let file = self.files.get_mut(&file).unwrap();
         file.chunks.push(handle);
@@ -205,7 +209,7 @@ impl State {
 
     fn all_sealed(&self, inode: InodeId) -> Result<(), Fault> {
         let open = self.files[&inode].chunks.iter().any(|chunk| !self.chunks[chunk].sealed);
-        if open { Err(fault(Kind::Invalid, "a chunk is open")) } else { Ok(()) }
+        if open { Err(fault(Kind::Unavailable, "a chunk is open")) } else { Ok(()) }
     }
 
     fn publish(&mut self, publish: &Publish) -> Result<Attr, Fault> {

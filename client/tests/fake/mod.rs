@@ -68,6 +68,8 @@ pub(crate) struct File {
     pub(crate) chunks: Vec<ChunkHandle>,
     pub(crate) version: u64,
     pub(crate) sha256: Option<[u8; 32]>,
+    /// What the next chunk inherits.
+    pub(crate) table: BTreeMap<OpId, (ChunkHandle, u32, u32)>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +91,12 @@ pub(crate) struct State {
     pub(crate) roll_every: Option<u64>,
     /// The master learns so late that a chunk is finished.
     pub(crate) finish_late: Duration,
+    /// Reports are not acted upon.
+    pub(crate) deaf: bool,
+    /// New chunks inherit nothing.
+    pub(crate) forgetful: bool,
+    /// What the last read wanted to see at least.
+    pub(crate) min_seq: u64,
     /// So many splices find that somebody else was faster.
     pub(crate) conflicts: u32,
     /// Where reads were answered, by server.
