@@ -6,3 +6,5 @@ pub mod chunkserver;
 pub mod clock;
 pub mod master;
 pub mod start;
+
+pub use start::StartError;

@@ -1,0 +1,92 @@
+//! How a chunkserver is configured.
+
+use std::path::PathBuf;
+
+use engine::runtime::Backend;
+use engine::store::STORE_MEMORY;
+
+use super::budget::Budget;
+use crate::start::StartError;
+
+/// Everything a chunkserver needs to know to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Data port, `host:port`; port 0 lets the kernel choose.
+    pub listen: String,
+    /// Where clients and peers reach the data port: `host` or `host:port`. `None`: the address it
+    /// listens on, or, when that is unspecified, the one this machine has towards the master.
+    pub advertise: Option<String>,
+    /// Admin port, `host:port`; `None`: no admin port.
+    pub admin: Option<String>,
+    /// Masters, `host:port`; at least one. Tried in turn, for ever.
+    pub masters: Vec<String>,
+    /// The disk: a directory on ext4 or XFS, not shared with anything.
+    pub data_dir: PathBuf,
+    /// Failure zone, free text; may be empty.
+    pub zone: String,
+    /// Shards; `None`: one per core this process may use.
+    pub shards: Option<u32>,
+    /// What the shards run on. It is used, or the start fails: there is no silent fallback.
+    pub runtime: Backend,
+    /// Buffers of one shard, bytes, at least [`Config::MEMORY_MIN`].
+    pub memory_per_shard: u64,
+    /// Pin each shard to a core of its own, as far as there are cores.
+    pub pin: bool,
+    /// Log area of each journal made from now on, bytes; `None`: 512 MiB divided by the shards.
+    pub ring_bytes: Option<u64>,
+}
+
+impl Config {
+    /// Least buffers of a shard, bytes: a largest operation in each of four uses, and what the store needs.
+    pub const MEMORY_MIN: u64 = Budget::BYTES_MIN + STORE_MEMORY as u64;
+
+    /// Buffers of a shard unless said otherwise, bytes: two windows of 32 MiB in each use.
+    pub const MEMORY_DEFAULT: u64 = 256 << 20;
+
+    /// Most shards of one server.
+    pub const SHARDS_MAX: u32 = 256;
+
+    /// A configuration with one master, everything else as it comes.
+    #[must_use]
+    pub fn new(data_dir: PathBuf, master: String) -> Self {
+        Self {
+            listen: "127.0.0.1:0".into(),
+            advertise: None,
+            admin: None,
+            masters: vec![master],
+            data_dir,
+            zone: String::new(),
+            shards: None,
+            runtime: Backend::default(),
+            memory_per_shard: Self::MEMORY_DEFAULT,
+            pin: false,
+            ring_bytes: None,
+        }
+    }
+
+    /// How many shards it will be.
+    pub(crate) fn shard_count(&self) -> u32 {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.shards.unwrap_or_else(|| u32::try_from(cores()).unwrap_or(Self::SHARDS_MAX).min(Self::SHARDS_MAX))
+    }
+
+    /// Refuses what cannot work, before anything is touched.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        if self.masters.is_empty() {
+            return Err(StartError::config("no master is configured", "name at least one, as host:port"));
+        }
+        let shards = self.shard_count();
+        if shards == 0 || shards > Self::SHARDS_MAX {
+            let remedy = format!("choose 1 to {}, or leave it out: one per core", Self::SHARDS_MAX);
+            return Err(StartError::config(format!("{shards} shards are not possible"), remedy));
+        }
+        if self.memory_per_shard < Self::MEMORY_MIN {
+            let what = format!("{} bytes of memory per shard are too few", self.memory_per_shard);
+            return Err(StartError::config(what, format!("give each shard at least {} bytes", Self::MEMORY_MIN)));
+        }
+        if usize::try_from(self.memory_per_shard).is_err() {
+            return Err(StartError::config("more memory per shard than can be addressed", "give each shard less"));
+        }
+        Ok(())
+    }
+}

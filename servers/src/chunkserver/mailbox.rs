@@ -1,0 +1,97 @@
+//! What the control thread and the shards tell each other. All queues are bounded.
+
+use std::net::{SocketAddr, TcpStream};
+
+use engine::store::Counters;
+use tokio::sync::oneshot;
+use wire::heartbeat::ChunkReport;
+use wire::hello::Hello;
+use wire::report::{Finished, Report};
+
+/// Control thread → shard.
+pub(crate) enum ToShard {
+    /// A connection that said hello and was answered.
+    Connection {
+        /// The socket.
+        stream: TcpStream,
+        /// What it said.
+        hello: Hello,
+    },
+    /// Report replicas that changed since the last time, or all of them after a handle.
+    Report {
+        /// `Some(handle)`: all replicas with a larger handle, in order.
+        after: Option<u64>,
+        /// At most this many.
+        limit: usize,
+        /// Where to.
+        reply: oneshot::Sender<Vec<ChunkReport>>,
+    },
+    /// Numbers for metrics and heartbeats.
+    Status {
+        /// Where to.
+        reply: oneshot::Sender<ShardStatus>,
+    },
+    /// Finish what is in flight, make everything durable, and end.
+    Stop,
+}
+
+/// Numbers of one shard.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ShardStatus {
+    /// Replicas held.
+    pub(crate) chunk_count: u64,
+    /// The store's counters.
+    pub(crate) store: Counters,
+    /// The shard's own counters.
+    pub(crate) served: Served,
+    /// Free and used space, bytes.
+    pub(crate) space: wire::heartbeat::Space,
+    /// Chains this shard is a member of.
+    pub(crate) open_count: u64,
+    /// Connections.
+    pub(crate) connection_count: u64,
+}
+
+/// What a shard served since it started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Served {
+    /// Operations appended and answered, as head.
+    pub(crate) appends: u64,
+    /// Bytes of them.
+    pub(crate) append_bytes: u64,
+    /// Answers repeated to a client that asked again.
+    pub(crate) repeats: u64,
+    /// Entries taken from a predecessor.
+    pub(crate) forwards: u64,
+    /// Reads answered.
+    pub(crate) reads: u64,
+    /// Bytes of them, padding included.
+    pub(crate) read_bytes: u64,
+    /// Requests refused.
+    pub(crate) refusals: u64,
+    /// Connections closed because of what they sent.
+    pub(crate) bad_connections: u64,
+    /// Payloads that did not match their checksums.
+    pub(crate) bad_payloads: u64,
+    /// Blocks that could not be served because they fail their checksum here.
+    pub(crate) bad_blocks: u64,
+    /// Bytes copied from other members at a seal.
+    pub(crate) filled_bytes: u64,
+    /// Reports to the master.
+    pub(crate) reports: u64,
+}
+
+/// Shard → control thread.
+pub(crate) enum ToControl {
+    /// For the master.
+    Report(Report),
+    /// For the master; repeated until it answers.
+    Finished(Finished),
+    /// Look an address up; the shard may not block.
+    Resolve {
+        /// `host:port`.
+        address: String,
+        /// Where to; `None` when there is no such host.
+        reply: oneshot::Sender<Option<SocketAddr>>,
+    },
+}

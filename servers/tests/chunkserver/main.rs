@@ -1,0 +1,17 @@
+//! Chunkservers over real sockets and real disks, all in this process, with a scripted master.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on should fail loudly"
+)]
+
+mod append;
+mod cluster;
+mod hostile;
+mod master;
+mod peer;
+mod read;
+mod seal;
+mod start;
