@@ -1,0 +1,72 @@
+# Everything a developer types. `make` alone prints the list.
+#
+# POSIX sh, GNU make 4.3 or newer, from the root of the repository.
+
+MAKEFLAGS += --no-print-directory
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+CARGO ?= cargo
+# Extra flags for every cargo command, such as CARGO_FLAGS=--offline.
+CARGO_FLAGS ?=
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+HERCULES := $(TARGET_DIR)/release/hercules
+# Shown by `hercules version`.
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+# Flags of `hercules dev`, such as DEV="--chunkservers 5".
+DEV ?=
+# Flags of every `hercules bench`, such as BENCH="--count 64".
+BENCH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test verify fix bench release tools
+
+help: ## this list
+	@echo "Usage: make TARGET"
+	@echo
+	@awk -F ':.*## ' '/^[a-zA-Z0-9_-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+
+
+run: release ## start master, three chunkservers and gateway here; Ctrl-C stops them (DEV="flags")
+	@exec $(HERCULES) dev $(DEV)
+
+test: tools ## run every test
+	$(CARGO) test --workspace --locked $(CARGO_FLAGS)
+
+verify: tools ## check format, lints, documentation, dependencies and layers
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked $(CARGO_FLAGS) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(CARGO_FLAGS)
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked
+	$(CARGO) deny --offline check bans licenses sources
+	@if $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny check advisories; \
+	else echo "SKIPPED: advisories, the database of known vulnerabilities cannot be reached from here"; fi
+	$(CARGO) test -p wire --test tidy --locked $(CARGO_FLAGS)
+
+fix: tools ## format, and apply what the lints suggest
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged $(CARGO_FLAGS)
+	$(CARGO) fmt --all
+
+bench: release ## measure a temporary cluster on this machine: put, get, append, and its limits (BENCH="flags")
+	@HERCULES=$(HERCULES) DIR=$(TARGET_DIR) sh benches/run.sh $(BENCH)
+
+release: tools ## build the optimised binary
+	HERCULES_COMMIT=$(COMMIT) $(CARGO) build --release --locked -p cli $(CARGO_FLAGS)
+
+# What a build needs, installed when it is missing. Silent when all is there.
+tools:
+	@missing=""; for tool in gcc git; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "missing:$$missing"; \
+	  if ! command -v apt-get >/dev/null; then echo "install them with your package manager, then repeat" >&2; exit 1; fi; \
+	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -q && $$sudo apt-get install -y -q --no-install-recommends $$missing libc6-dev; \
+	fi
+	@if ! command -v $(CARGO) >/dev/null; then \
+	  if ! command -v curl >/dev/null; then echo "install Rust from https://rustup.rs, then repeat" >&2; exit 1; fi; \
+	  echo "Rust is missing: installing it with rustup into $(HOME)/.cargo"; \
+	  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path; \
+	fi
+
+# Targets for containers.
+-include docker/compose.mk

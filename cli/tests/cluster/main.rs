@@ -1,0 +1,19 @@
+//! The cluster as its users meet it: real processes, real files, real kills.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub,
+    reason = "helpers of tests are tests"
+)]
+
+mod direct;
+mod failures;
+mod files;
+mod http;
+mod records;
+mod regressions;
+mod rig;
+mod rot;
