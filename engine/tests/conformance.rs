@@ -7,8 +7,6 @@ mod bed;
 mod buffers;
 #[path = "conformance/files.rs"]
 mod files;
-#[path = "conformance/refused.rs"]
-mod refused;
 #[path = "conformance/restarts.rs"]
 mod restarts;
 #[path = "conformance/sockets.rs"]

@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
     missing_docs,
     unreachable_pub,
     reason = "helpers of tests are tests"

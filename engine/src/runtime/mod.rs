@@ -13,6 +13,8 @@ mod helper;
 mod host;
 pub mod monoio;
 mod pool;
+#[cfg(test)]
+mod refused;
 pub mod shard;
 pub mod sim;
 mod slab;

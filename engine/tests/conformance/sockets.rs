@@ -1,11 +1,12 @@
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::runtime::Runtime;
 use futures_util::FutureExt;
 use futures_util::future::join;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 use crate::bed::Bed;
 
@@ -119,11 +120,11 @@ pub(crate) async fn nodelay_is_set_on_both_ends<R: Runtime>(rt: R, _: PathBuf) {
     let _accepted = rt.adopt(accepted).unwrap();
     assert!(other.nodelay().unwrap());
     // The dialled socket is somewhere among this process's descriptors.
+    let process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
     let sockets = (3..4096).filter_map(|fd| {
-        // SAFETY: only asked for its name and an option, which fails on a descriptor that is closed.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-        let name = rustix::net::getsockname(fd).ok()?;
-        (std::net::SocketAddr::try_from(name).ok()? == from).then(|| rustix::net::sockopt::tcp_nodelay(fd))
+        let fd = rustix::process::pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok()?;
+        let name = rustix::net::getsockname(&fd).ok()?;
+        (SocketAddr::try_from(name).ok()? == from).then(|| rustix::net::sockopt::tcp_nodelay(&fd))
     });
     let nodelay: Vec<bool> = sockets.map(Result::unwrap).collect();
     assert!(!nodelay.is_empty() && nodelay.iter().all(|on| *on), "{nodelay:?}");

@@ -1,14 +1,16 @@
 //! What happens where io_uring is forbidden, as in a container with the default seccomp profile.
 
+#![allow(unsafe_code, reason = "a seccomp filter has no wrapper")]
+
 use std::io;
 
-use engine::probe::{Verdict, probe};
-use engine::runtime::Backend;
-use engine::runtime::glommio::GlommioRuntime;
-use engine::runtime::monoio::{Epoll, MonoioRuntime, Uring};
-use engine::runtime::shard::{ShardConfig, Spawn};
+use super::Backend;
+use super::glommio::GlommioRuntime;
+use super::monoio::{Epoll, MonoioRuntime, Uring};
+use super::shard::{ShardConfig, Spawn};
+use crate::probe::{Verdict, probe};
 
-use crate::bed::MEMORY;
+const MEMORY: usize = 8 << 20;
 
 /// Forbids `io_uring_setup` to this thread and those it starts: it fails with `errno`.
 fn forbid(errno: i32) {
