@@ -38,8 +38,8 @@ verify: tools ## check format, lints, documentation, dependencies and layers
 	$(CARGO) clippy --workspace --all-targets --locked $(CARGO_FLAGS) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(CARGO_FLAGS)
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked
-	$(CARGO) deny --offline check bans licenses sources
-	@if $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny check advisories; \
+	$(CARGO) deny --locked check bans licenses sources
+	@if $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny --locked check advisories; \
 	else echo "SKIPPED: advisories, the database of known vulnerabilities cannot be reached from here"; fi
 	$(CARGO) test -p wire --test tidy --locked $(CARGO_FLAGS)
 

@@ -5,12 +5,14 @@
 
 mod support;
 
-use std::io::Read;
-use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
 
+use engine::runtime::Backend;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{first_line, hercules, succeeded, wait_for};
+use support::{first_line, hercules, metric, succeeded, wait_for, wait_until};
 
 fn run(args: &[&str]) -> Output {
     hercules().args(args).output().unwrap()
@@ -47,7 +49,8 @@ fn a_wrong_command_line_is_2_and_names_what_is_wrong() {
     fails(with(&["ls", "/a/../b"]), 2, &["`..` is not allowed"]);
     fails(with(&["bench", "put", "--size", "1X"]), 2, &["not a size"]);
     fails(with(&["chunkserver", "--listen", "host:port"]), 2, &["not an address"]);
-    fails(with(&["chunkserver", "--runtime", "tokio"]), 2, &["glommio", "monoio-epoll"]);
+    let runtimes = Backend::ALL.map(|backend| backend.to_string());
+    fails(with(&["chunkserver", "--runtime", "tokio"]), 2, &runtimes.each_ref().map(String::as_str));
     fails(with(&["health"]), 2, &["--role"]);
     fails(with(&["-ServerType", "chunk"]), 2, &["chunk_server"]);
     let mut command = with(&[]);
@@ -159,8 +162,7 @@ fn a_gateway_announces_itself_answers_health_and_drains_on_sigterm() {
     let health = run(&["health", address, "--json"]);
     let health: Value = serde_json::from_slice(&health.stdout).unwrap();
     assert_eq!(health["address"], address);
-    let pid = i32::try_from(child.id()).unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::TERM).unwrap();
+    terminate(&child);
     assert_eq!(wait_for(&mut child), 0);
     let mut log = String::new();
     child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -168,6 +170,32 @@ fn a_gateway_announces_itself_answers_health_and_drains_on_sigterm() {
     for line in log.lines() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{line:?} is no row: {error}"));
     }
+}
+
+fn terminate(child: &Child) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once() {
+    let mut command = with(&["gateway", "--listen", "127.0.0.1:0", "--announce", "--master", &closed_port()]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let ready: Value = serde_json::from_str(&first_line(child.stdout.take().unwrap()).unwrap()).unwrap();
+    // A request that waits for a master that is not there holds the drain up.
+    let mut request = TcpStream::connect(ready["address"].as_str().unwrap()).unwrap();
+    request.write_all(b"GET /fs/a HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut read_until = |text: &str| log.by_ref().map_while(Result::ok).find(|line| line.contains(text)).unwrap();
+    wait_until("the request to be in progress, beside the one that asks", || {
+        metric(ready["address"].as_str().unwrap(), "hercules_gateway_requests_in_flight") >= Some(2.0)
+    });
+    terminate(&child);
+    read_until("stopping");
+    assert!(child.try_wait().unwrap().is_none(), "it drains");
+    terminate(&child);
+    read_until("second signal");
+    assert_eq!(wait_for(&mut child), 143);
 }
 
 #[test]

@@ -72,12 +72,17 @@ fn names_move_go_and_come_back() {
 
 #[test]
 fn a_download_that_fails_leaves_the_old_file_alone() {
-    let cluster = small();
+    let mut cluster = small();
     let out = cluster.scratch().join("out");
     fs::write(&out, "old").unwrap();
-    let failed = cluster.command().args(["get", "/nothing", out.to_str().unwrap()]).output().unwrap();
-    assert_eq!(failed.status.code(), Some(66));
+    cluster.run(["put", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "/a"]);
+    cluster.chunkservers.iter_mut().for_each(support::Server::kill);
+    let failed = cluster.command().args(["get", "--timeout", "2s", "/a"]).arg(&out).output().unwrap();
+    assert!(matches!(failed.status.code(), Some(69 | 75)), "{failed:?}");
     assert_eq!(fs::read(&out).unwrap(), b"old");
+    let beside =
+        fs::read_dir(cluster.scratch()).unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    assert_eq!(beside.filter(|name| name.contains(".part")).count(), 0);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use engine::runtime::Runtime;
-use engine::runtime::glommio::GlommioRuntime;
 use engine::runtime::shard::{ShardConfig, Spawn};
 use engine::store::{
     CreateArgs, DiskConfig, DiskLock, Entry, Recovered, ShardSeed, Store, StoreError, Upto, identity, recover,
@@ -214,19 +213,30 @@ fn folder() -> Option<tempfile::TempDir> {
     }
 }
 
-#[test]
-fn a_disk_lives_through_restarts_on_glommio() {
-    if let Some(folder) = folder() {
-        a_disk_lives_through_restarts::<GlommioRuntime>(folder.path().to_owned());
-    }
+/// Makes a test of each case for one backend.
+macro_rules! backend {
+    ($name:ident, $runtime:ty) => {
+        mod $name {
+            #[test]
+            fn a_disk_lives_through_restarts() {
+                if let Some(folder) = super::folder() {
+                    super::a_disk_lives_through_restarts::<$runtime>(folder.path().to_owned());
+                }
+            }
+
+            #[test]
+            fn a_flipped_byte_is_noticed() {
+                if let Some(folder) = super::folder() {
+                    super::a_flipped_byte_is_noticed::<$runtime>(folder.path().to_owned());
+                }
+            }
+        }
+    };
 }
 
-#[test]
-fn a_flipped_byte_is_noticed_on_glommio() {
-    if let Some(folder) = folder() {
-        a_flipped_byte_is_noticed::<GlommioRuntime>(folder.path().to_owned());
-    }
-}
+backend!(glommio, engine::runtime::glommio::GlommioRuntime);
+backend!(monoio, engine::runtime::monoio::MonoioRuntime<engine::runtime::monoio::Uring>);
+backend!(monoio_epoll, engine::runtime::monoio::MonoioRuntime<engine::runtime::monoio::Epoll>);
 
 #[test]
 fn a_disk_is_locked_once_and_its_lock_ends_with_its_holder() {

@@ -37,7 +37,7 @@ pub(crate) struct Doctor {
     #[arg(long, env = "HERCULES_MASTER", value_delimiter = ',', value_parser = parse_master, value_name = "ADDRESS")]
     master: Vec<Address>,
     /// Runtime that a chunkserver would use
-    #[arg(long, env = "HERCULES_RUNTIME", default_value = "glommio", value_parser = parse_runtime(), value_name = "NAME")]
+    #[arg(long, env = "HERCULES_RUNTIME", default_value_t, value_parser = parse_runtime(), value_name = "NAME")]
     runtime: Backend,
     /// Shards that it would have; 0 is one for each core
     #[arg(long, env = "HERCULES_SHARDS", default_value = "0", value_name = "N")]

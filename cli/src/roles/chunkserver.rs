@@ -46,7 +46,7 @@ pub(crate) struct Chunkserver {
     #[arg(long, env = "HERCULES_SHARDS", default_value = "0", value_parser = clap::value_parser!(u32).range(0..=1024), value_name = "N")]
     shards: u32,
     /// How it talks to the kernel; monoio-epoll is for machines where io_uring is forbidden
-    #[arg(long, env = "HERCULES_RUNTIME", default_value = "glommio", value_parser = parse_runtime(), value_name = "NAME")]
+    #[arg(long, env = "HERCULES_RUNTIME", default_value_t, value_parser = parse_runtime(), value_name = "NAME")]
     runtime: Backend,
     /// Memory for buffers of each shard
     #[arg(long, env = "HERCULES_MEMORY", default_value = "256M", value_parser = size::parse, value_name = "SIZE")]

@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use engine::runtime::Backend;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -67,7 +68,7 @@ impl Default for Options {
             chunkservers: 3,
             replicas: 3,
             shards: 2,
-            runtime: "glommio".into(),
+            runtime: Backend::default().to_string(),
             journal: "32M".into(),
             dead_after: "5s".into(),
             master_args: Vec::new(),
@@ -306,11 +307,9 @@ impl Server {
         kill_process(pid, signal).unwrap();
     }
 
-    /// The sum of a counter at its `/metrics`; `None` when it has none by this name.
+    /// The sum of a metric at its admin port; `None` when it has none by this name.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let answer = runtime.block_on(benches::admin::get(&self.ready.admin, "/metrics", LIMIT)).unwrap();
-        benches::metrics::sum(&answer.body, name)
+        metric(&self.ready.admin, name)
     }
 
     /// Everything it has logged.
@@ -323,6 +322,13 @@ impl Server {
         let start = log.len().saturating_sub(usize::try_from(LOG_TAIL).unwrap());
         log.get(start..).map_or(log.clone(), ToOwned::to_owned)
     }
+}
+
+/// The sum of a metric at `http://address/metrics`; `None` when it has none by this name.
+pub(crate) fn metric(address: &str, name: &str) -> Option<f64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(benches::admin::get(address, "/metrics", LIMIT)).unwrap();
+    benches::metrics::sum(&answer.body, name)
 }
 
 /// What a command printed, after asserting that it succeeded.

@@ -62,6 +62,9 @@ impl<R: Runtime> Store<R> {
         let bytes = content(&payload, entry.length, &entry.crcs)?;
         let blocks = cut_blocks(&tail, entry.offset, bytes, &entry.crcs);
         let count = blocks.crcs.len();
+        let file = if count > 0 { Some(file.ok_or(StoreError::UnknownChunk)?) } else { None };
+        // An operation that has begun must be able to end: its parts hold back a checkpoint until then.
+        let class = if entry.part > 0 { Class::Control } else { Class::Work };
         let body = Body::Append(Append {
             op,
             offset: entry.offset,
@@ -70,9 +73,8 @@ impl<R: Runtime> Store<R> {
             crcs: Cow::Borrowed(&blocks.crcs),
             tail: &blocks.tail,
         });
-        let done = inner.accept(entry.chunk, entry.epoch, 0, &body, Class::Work)?;
-        if count > 0 {
-            let file = file.ok_or(StoreError::UnknownChunk)?;
+        let done = inner.accept(entry.chunk, entry.epoch, 0, &body, class)?;
+        if let Some(file) = file {
             inner.put_blocks(entry.chunk, file, blocks.first, count, tail, payload.clone());
         }
         Ok(done.wait())
@@ -215,6 +217,12 @@ impl<R: Runtime> Inner<R> {
         }
         Err(StoreError::NoSpace)
     }
+}
+
+/// This process has no more of something at the moment; the disk is well.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN].into_iter().any(|shortage| code == Some(shortage))
 }
 
 /// The file system has no space, or the quota none.

@@ -50,6 +50,7 @@ impl<R: Runtime> Inner<R> {
 
     /// One checkpoint. On failure the disk is fenced.
     pub(crate) async fn checkpoint(self: &Rc<Self>) {
+        let _one_at_a_time = self.checkpoints.lock().await;
         if let Err(error) = self.checkpoint_steps().await {
             self.fence("checkpoint failed", &error);
         }

@@ -30,9 +30,10 @@ impl Event {
     /// Waits until it has happened. Dropping the future changes nothing.
     pub(crate) fn wait(&self) -> impl Future<Output = Outcome> + use<> {
         let inner = Rc::clone(&self.0);
+        let mut waiting = None;
         poll_fn(move |context| match &*inner.outcome.borrow() {
             Some(outcome) => Poll::Ready(outcome.clone()),
-            None => inner.wakers.wait(context),
+            None => inner.wakers.wait(&mut waiting, context),
         })
     }
 }
@@ -60,7 +61,12 @@ impl Tally {
     /// Waits until nothing is going on.
     pub(crate) fn idle(&self) -> impl Future<Output = ()> + use<> {
         let count = Rc::clone(&self.0);
-        poll_fn(move |context| if count.count.get() == 0 { Poll::Ready(()) } else { count.wakers.wait(context) })
+        let mut waiting = None;
+        poll_fn(
+            move |context| {
+                if count.count.get() == 0 { Poll::Ready(()) } else { count.wakers.wait(&mut waiting, context) }
+            },
+        )
     }
 }
 
@@ -73,19 +79,70 @@ impl Drop for Going {
     }
 }
 
+/// Who is to be woken. Each wake-up begins a new round.
 #[derive(Default)]
-struct Wakers(RefCell<Vec<Waker>>);
+struct Wakers {
+    round: Cell<u64>,
+    list: RefCell<Vec<Waker>>,
+}
+
+/// What a waiter remembers of its registration.
+type Waiting = Option<(u64, Waker)>;
 
 impl Wakers {
-    fn wait<T>(&self, context: &Context<'_>) -> Poll<T> {
-        let mut wakers = self.0.borrow_mut();
-        if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-            wakers.push(context.waker().clone());
+    /// Registers the caller, unless it is registered in this round: however often it is polled, it is
+    /// here once, and nobody looks through the others.
+    fn wait<T>(&self, waiting: &mut Waiting, context: &Context<'_>) -> Poll<T> {
+        let round = self.round.get();
+        let known = waiting.as_ref().is_some_and(|(at, waker)| *at == round && waker.will_wake(context.waker()));
+        if !known {
+            self.list.borrow_mut().push(context.waker().clone());
+            *waiting = Some((round, context.waker().clone()));
         }
         Poll::Pending
     }
 
     fn wake(&self) {
-        self.0.take().into_iter().for_each(Waker::wake);
+        self.round.set(self.round.get() + 1);
+        self.list.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Context;
+
+    use futures_util::task::noop_waker_ref;
+
+    use super::*;
+
+    #[test]
+    fn a_waiter_is_registered_once_a_round_however_often_it_is_polled() {
+        let tally = Tally::default();
+        let mut context = Context::from_waker(noop_waker_ref());
+        let going = tally.enter();
+        let mut idle = pin!(tally.idle());
+        for _ in 0..3 {
+            assert!(idle.as_mut().poll(&mut context).is_pending());
+        }
+        assert_eq!(tally.0.wakers.list.borrow().len(), 1);
+        drop(going);
+        // Something began again before the waiter looked: it must wait anew.
+        let again = tally.enter();
+        assert!(idle.as_mut().poll(&mut context).is_pending());
+        assert_eq!(tally.0.wakers.list.borrow().len(), 1);
+        drop(again);
+        assert!(idle.as_mut().poll(&mut context).is_ready());
+    }
+
+    #[test]
+    fn the_first_outcome_of_an_event_stays() {
+        let event = Event::default();
+        event.set(Err(StoreError::Busy));
+        event.set(Ok(()));
+        let mut wait = pin!(event.wait());
+        let mut context = Context::from_waker(noop_waker_ref());
+        assert_eq!(wait.as_mut().poll(&mut context), Poll::Ready(Err(StoreError::Busy)));
     }
 }

@@ -130,8 +130,20 @@ impl Fold {
 #[derive(Debug)]
 pub(crate) struct Trial {
     pub(crate) fold: Fold,
-    /// Blocks whose last writer is unproven: (block, first record of the writer's operation, checksum).
-    pub(crate) verify: Vec<(u32, u64, u32)>,
+    /// Blocks whose last writer is unproven, ascending.
+    pub(crate) verify: Vec<Check>,
+}
+
+/// A block that must be looked at, on behalf of its last writer only (rule R7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub(crate) block: u32,
+    /// The record that wrote it.
+    pub(crate) lsn: u64,
+    /// First record of that operation: its parts may lie in several batches, some of them proven.
+    pub(crate) op_lsn: u64,
+    /// What the block should be.
+    pub(crate) crc: u32,
 }
 
 /// Applies a slot's unproven records below `cut` to a copy of its proven state. A promise is kept even
@@ -150,7 +162,7 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
     let mut last_writer = BTreeMap::new();
     for blocks in written {
         for block in blocks.first_block..blocks.first_block + blocks.blocks {
-            last_writer.insert(block, blocks.op_lsn);
+            last_writer.insert(block, blocks);
         }
     }
     let mut verify = Vec::new();
@@ -159,8 +171,10 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
             replica.suspect(gone.1);
         }
         let whole = replica.hdr.durable_len / BLOCK;
-        let expected = |(block, op_lsn): (u32, u64)| Some((block, op_lsn, replica.crcs.get(block)?));
-        verify = last_writer.into_iter().filter(|(block, _)| *block < whole).filter_map(expected).collect();
+        let check = |(block, by): (u32, Written)| {
+            Some(Check { block, lsn: by.lsn, op_lsn: by.op_lsn, crc: replica.crcs.get(block)? })
+        };
+        verify = last_writer.into_iter().filter(|(block, _)| *block < whole).filter_map(check).collect();
     }
     fold.changed |= gone.1 > 0;
     Ok(Trial { fold, verify })
@@ -180,7 +194,7 @@ fn last_seq(record: &Pending) -> Option<u64> {
 }
 
 /// Where to cut: before the earliest operation with a block that does not hold what it should.
-pub(crate) fn cut_before(verify: &[(u32, u64, u32)], on_disk: &BTreeMap<u32, u32>) -> Option<u64> {
-    let differs = |(block, _, crc): &&(u32, u64, u32)| on_disk.get(block) != Some(crc);
-    verify.iter().filter(differs).map(|(_, op_lsn, _)| *op_lsn).min()
+pub(crate) fn cut_before(verify: &[Check], on_disk: &BTreeMap<u32, u32>) -> Option<u64> {
+    let differs = |check: &&Check| on_disk.get(&check.block) != Some(&check.crc);
+    verify.iter().filter(differs).map(|check| check.op_lsn).min()
 }

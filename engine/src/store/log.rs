@@ -23,7 +23,7 @@ const CONTROL_RESERVE: u64 = 4 << 20;
 pub(crate) enum Class {
     /// New work.
     Work,
-    /// PROMISE, SEAL, SEALED, CONDEMN, FREE: what ends work.
+    /// Later parts of an operation, FINAL, PROMISE, SEAL, SEALED, CONDEMN, FREE: what ends work.
     Control,
 }
 
@@ -95,7 +95,7 @@ pub(crate) struct Log<F> {
     /// Stream position of the open batch.
     head: u64,
     /// Everything before is free.
-    start: u64,
+    start: Start,
     log_bytes: u64,
     /// Closed batches whose space is not free, oldest first.
     starts: VecDeque<Start>,
@@ -115,7 +115,7 @@ impl<F: Clone> Log<F> {
             group: Group::default(),
             in_flight: None,
             head: at,
-            start: at,
+            start: Start { first_lsn: chain.lsn + 1, at, prev_crc: chain.prev_crc },
             log_bytes,
             starts: VecDeque::new(),
             marked: true,
@@ -138,7 +138,7 @@ impl<F: Clone> Log<F> {
 
     /// Bytes in use, the open batch included.
     pub(crate) fn used(&self) -> u64 {
-        self.head - self.start + self.batch.len()
+        self.head - self.start.at + self.batch.len()
     }
 
     /// Whether half of it is used: time for a checkpoint.
@@ -214,10 +214,16 @@ impl<F: Clone> Log<F> {
         self.log_bytes
     }
 
+    /// Where replay starts, as both RING copies say.
+    #[cfg(test)]
+    pub(crate) fn start(&self) -> Start {
+        self.start
+    }
+
     /// Both RING copies name this start durably: the space before is free.
     pub(crate) fn release(&mut self, start: Start) {
-        assert!(start.at >= self.start && start.at <= self.head, "the start moves forward");
-        self.start = start.at;
+        assert!(start.at >= self.start.at && start.at <= self.head, "the start moves forward");
+        self.start = start;
         self.starts.retain(|batch| batch.at >= start.at);
     }
 }

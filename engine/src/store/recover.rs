@@ -13,9 +13,10 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use wire::{ChunkHandle, DedupEntry};
 
 use super::OpenError;
+use super::append::is_shortage;
 use super::checkpoint::write_images;
 use super::dedup::DedupTable;
-use super::fold::{self, Fold, Held, NotReplayed, Pending};
+use super::fold::{self, Check, Fold, Held, NotReplayed, Pending};
 use super::format;
 use super::header::{Flags, Hdr, SlotState};
 use super::image::{self, Image};
@@ -259,8 +260,14 @@ impl<R: Runtime> Recovery<'_, R> {
     }
 
     async fn read_slot(&self, number: u32) -> Result<Option<(Held, Common, bool)>, OpenError> {
-        let Ok(file) = self.slot_file(number).await else {
-            return Ok(None);
+        let file = match self.slot_file(number).await {
+            Ok(file) => file,
+            // Too few descriptors is no reason to call a slot lost.
+            Err(error) if is_shortage(&error) => return Err(OpenError::io("cannot open the slots", &error)),
+            Err(error) => {
+                tracing::error!(slot = number, %error, "a slot cannot be opened");
+                return Ok(None);
+            }
         };
         let [a, b] = self.two_copies(&file, HALF_OFFSETS).await?;
         let uuid = self.disk.common.disk_uuid;
@@ -439,8 +446,7 @@ impl<R: Runtime> Recovery<'_, R> {
             let mut trial = fold::try_until(&base, records, cut).map_err(not_replayed)?;
             self.read_checksums(slot, &trial.verify, &mut on_disk).await?;
             // What was flushed is not cut: there a mismatch is a bad block (rule R8).
-            let (flushed, open): (Vec<_>, Vec<_>) =
-                trial.verify.iter().copied().partition(|(_, op_lsn, _)| *op_lsn <= proven);
+            let (flushed, open): (Vec<_>, Vec<_>) = trial.verify.iter().copied().partition(|check| check.lsn <= proven);
             damaged |= fold::cut_before(&flushed, &on_disk).is_some();
             match fold::cut_before(&open, &on_disk) {
                 Some(earlier) => cut = earlier,
@@ -464,11 +470,11 @@ impl<R: Runtime> Recovery<'_, R> {
     async fn read_checksums(
         &self,
         slot: u32,
-        verify: &[(u32, u64, u32)],
+        verify: &[Check],
         on_disk: &mut BTreeMap<u32, u32>,
     ) -> Result<(), OpenError> {
         let mut missing =
-            verify.iter().map(|(block, ..)| *block).filter(|block| !on_disk.contains_key(block)).peekable();
+            verify.iter().map(|check| check.block).filter(|block| !on_disk.contains_key(block)).peekable();
         if missing.peek().is_none() {
             return Ok(());
         }

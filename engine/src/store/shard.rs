@@ -73,6 +73,8 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) reblock: Semaphore,
     /// Held while slots are made.
     pub(crate) making_slots: Mutex<()>,
+    /// Held during a checkpoint.
+    pub(crate) checkpoints: Mutex<()>,
     pub(crate) stopping: Cell<bool>,
     #[cfg(test)]
     pub(crate) canary: Cell<super::canary::Canary>,
@@ -205,6 +207,7 @@ impl<R: Runtime> Store<R> {
             tasks: Tally::default(),
             reblock: Semaphore::new(REBLOCK_MAX),
             making_slots: Mutex::default(),
+            checkpoints: Mutex::default(),
             stopping: Cell::new(false),
             #[cfg(test)]
             canary: Cell::default(),

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::StoreError;
-use super::append::is_full;
+use super::append::{is_full, is_shortage};
 use super::header::Hdr;
 use super::io::Io;
 use super::layout::{HALF_OFFSETS, HALF_PAGES, PAGE};
@@ -64,6 +64,7 @@ impl<R: Runtime> Inner<R> {
         match self.make_files().await {
             Ok(()) => Ok(()),
             Err(error) if is_full(&error) => Err(StoreError::NoSpace),
+            Err(error) if is_shortage(&error) => Err(StoreError::Busy),
             // A failed sync says nothing about what else it lost (rule R9).
             Err(error) => Err(self.fence("slot files could not be made", &error)),
         }

@@ -187,8 +187,13 @@ async fn greet(shard: Shard<SimRuntime>, mut reader: SimReader, mut writer: SimW
             }
         }
     };
-    let ok =
-        HelloOk { server: shard.me.server, boot: shard.me.boot, cluster: CLUSTER, shards: 1, version: String::new() };
+    let ok = HelloOk {
+        server: shard.me.server,
+        boot: shard.me.boot,
+        cluster: CLUSTER,
+        shards: 1,
+        version: String::new(),
+    };
     rt.send_all(&mut writer, wire::frame::head(&ok, 1, 0, 0), None).await?;
     shard.serve_halves(reader, writer, hello);
     Ok(())
@@ -212,15 +217,14 @@ impl Talk {
     async fn dial(rt: &SimRuntime, node: usize, role: Role) -> Answer<Self> {
         let dial = async {
             let (reader, mut writer) = rt.connect(address(node)).await?;
-            let hello = Hello { role, server: ServerId(0), boot: 1, cluster: CLUSTER, shard: 0, term: Term(1) };
+            let hello =
+                Hello { role, server: ServerId(0), boot: 1, cluster: CLUSTER, shard: 0, term: Term(1) };
             rt.send_all(&mut writer, wire::frame::head(&hello, 1, 0, 0), None).await?;
             Ok::<_, std::io::Error>((reader, writer))
         };
-        let (reader, writer) = within(rt, CALL, dial)
-            .await
-            .ok_or_else(|| no_answer("dial"))?
-            .map_err(|error| no_answer(&error.to_string()))?;
-        let mut talk = Self { rt: rt.clone(), reader: FrameReader::new(rt.clone(), reader), writer, next_id: 1 };
+        let (reader, writer) = within(rt, CALL, dial).await.ok_or_else(|| no_answer("dial"))?.map_err(|error| no_answer(&error.to_string()))?;
+        let mut talk =
+            Self { rt: rt.clone(), reader: FrameReader::new(rt.clone(), reader), writer, next_id: 1 };
         talk.receive(CALL).await?.open::<HelloOk>().unwrap();
         Ok(talk)
     }
@@ -671,11 +675,7 @@ async fn campaign(cluster: Shared, seed: u64, plan: Plan) -> u32 {
         let Some(sealed) = &chunk.sealed else { continue };
         let first = cluster.content(sealed.holders[0], chunk.handle, sealed.len).await;
         for holder in &sealed.holders[1..] {
-            assert!(
-                cluster.content(*holder, chunk.handle, sealed.len).await == first,
-                "holders of {} differ",
-                chunk.handle
-            );
+            assert!(cluster.content(*holder, chunk.handle, sealed.len).await == first, "holders of {} differ", chunk.handle);
         }
         parse(&first, chunk.handle, &mut found);
     }
@@ -742,7 +742,7 @@ fn whatever_breaks_everything_acknowledged_is_there_once_where_it_was_answered()
     let first = std::env::var("HERCULES_SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds = match first {
         Some(seed) => seed..seed + 1,
-        None => 0..std::env::var("HERCULES_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(20),
+        None => 0..std::env::var("HERCULES_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(12),
     };
     let (mut seals, count) = (0, seeds.end - seeds.start);
     for seed in seeds {

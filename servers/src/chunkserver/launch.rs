@@ -168,12 +168,11 @@ async fn refuse_other_cluster(intro: &Introduction, owner: &DiskOwner, root: &Pa
 /// Recovery runs on a shard thread of its own, before any shard serves.
 async fn recover<R: Spawn>(disk: DiskConfig) -> Result<store::Recovered, StartError> {
     let (done, outcome) = oneshot::channel();
-    let thread =
-        spawn::<R, _, _>(ShardConfig { index: 0, core: None, memory: RECOVERY_MEMORY }, move |rt: R| async move {
-            // An error means that the start was given up.
-            let _ = done.send(store::recover(&rt, &disk).await);
-        })
-        .await?;
+    let thread = spawn::<R, _, _>(ShardConfig { index: 0, core: None, memory: RECOVERY_MEMORY }, move |rt: R| async move {
+        // An error means that the start was given up.
+        let _ = done.send(store::recover(&rt, &disk).await);
+    })
+    .await?;
     let outcome = outcome.await;
     join(vec![thread]).await;
     match outcome {

@@ -414,7 +414,12 @@ impl<R: Runtime> Shard<R> {
         self.progress(chunk, epoch, |replica, now| replica.durable_behind(seq, now));
     }
 
-    fn progress(&self, chunk: ChunkHandle, epoch: Epoch, step: impl FnOnce(&mut Replica<R>, Duration) -> Due<R>) {
+    fn progress(
+        &self,
+        chunk: ChunkHandle,
+        epoch: Epoch,
+        step: impl FnOnce(&mut Replica<R>, Duration) -> Due<R>,
+    ) {
         let fenced = self.store.view(chunk).is_none_or(|view| view.promised > epoch);
         let due = {
             let mut replicas = self.replicas.borrow_mut();

@@ -9,7 +9,7 @@ use wire::{ChunkHandle, Epoch, Kind, Reason, Seq, StreamId};
 
 use crate::cluster::Cluster;
 use crate::master::Told;
-use crate::peer::{Op, Peer, pattern, read_all};
+use crate::peer::{LIMIT, Op, Peer, pattern, read_all};
 
 const CHUNK: ChunkHandle = ChunkHandle(77);
 
@@ -232,10 +232,13 @@ async fn two_operations_that_need_all_the_room_do_not_wait_for_each_other_for_ev
     let mut client = cluster.client(0, CHUNK).await;
     let (one, two) = (Op::new(CHUNK, 1, 1, &bytes).frames(101), Op::new(CHUNK, 2, 1, &bytes).frames(102));
     // Their parts interleave on one connection; there is room for one of them.
-    for (a, b) in one.iter().zip(&two) {
-        client.stream.write_all(a).await.unwrap();
-        client.stream.write_all(b).await.unwrap();
-    }
+    let sending = async {
+        for (a, b) in one.iter().zip(&two) {
+            client.stream.write_all(a).await.unwrap();
+            client.stream.write_all(b).await.unwrap();
+        }
+    };
+    tokio::time::timeout(LIMIT, sending).await.expect("the server reads on");
     let mut outcomes = Vec::new();
     for _ in 0..2 {
         let frame = client.receive().await.unwrap();

@@ -14,7 +14,7 @@ use wire::read::{Data, Read};
 use wire::{Body, ChunkHandle, ClusterId, Epoch, Fault, OpId, Request, Seq, ServerId, StreamId, Term, checksum};
 
 /// No answer takes longer; one that does fails the test.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// A received frame.
 #[derive(Debug)]

@@ -46,7 +46,24 @@ impl Worker {
         self.rng.below(n) == 0
     }
 
+    /// Time for others, sometimes for a checkpoint.
+    async fn dawdle(&mut self) {
+        match self.rng.below(6) {
+            0 => self.checkpoint_soon(),
+            1 => self.rt.sleep(std::time::Duration::from_millis(self.rng.below(20))).await,
+            _ => {}
+        }
+    }
+
+    fn checkpoint_soon(&self) {
+        let inner = &self.store.inner;
+        inner.checkpoint_soon(&mut inner.state.borrow_mut());
+    }
+
     async fn step(&mut self) {
+        if self.one_in(12) {
+            self.checkpoint_soon();
+        }
         let now = self.now();
         match now.state {
             None => self.create().await,
@@ -173,6 +190,7 @@ impl Worker {
             };
             if part + 1 < parts {
                 at += size;
+                self.dawdle().await;
                 continue;
             }
             let mut snap = now.clone();
@@ -264,6 +282,7 @@ impl Worker {
                     Err(StoreError::BadRange) => return,
                     Err(error) => panic!("fill: {error:?}"),
                 }
+                self.dawdle().await;
                 if std::mem::take(&mut again) {
                     continue;
                 }
