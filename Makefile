@@ -32,6 +32,7 @@ run: release ## start master, three chunkservers and gateway here; Ctrl-C stops 
 
 test: tools ## run every test
 	$(CARGO) test --workspace --locked $(CARGO_FLAGS)
+	@docker/test/compose.sh
 
 verify: tools ## check format, lints, documentation, dependencies and layers
 	$(CARGO) fmt --all --check

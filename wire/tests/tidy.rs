@@ -29,8 +29,8 @@ const CONFINED: [(&str, &[&str]); 8] = [
     ("redb", &["servers/src/master/"]),
     ("bincode", &["wire/src/codec.rs"]),
     ("axum", &["gateway/"]),
-    ("glommio", &["engine/"]),
-    ("monoio", &["engine/", "benches/"]),
+    ("glommio", &["engine/", "servers/src/chunkserver/mod.rs"]),
+    ("monoio", &["engine/", "benches/", "servers/src/chunkserver/mod.rs"]),
     ("Instant::now", CLOCKS),
     ("SystemTime::now", CLOCKS),
 ];

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
-//! the shards of a disk share only [`shared`]. The format is drawn in `docs/disk-format.md`.
+//! the shards of a disk share only `shared`. The format is drawn in `docs/disk-format.md`.
 
 mod append;
 mod batch;

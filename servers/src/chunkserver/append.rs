@@ -75,10 +75,7 @@ impl<R: Runtime> Shard<R> {
         let decision = self.decide(append, now);
         let ends = append.flags == LAST;
         if append.op_len == 0 {
-            let closes = matches!(
-                decision,
-                Admission::New | Admission::Full | Admission::Refuse(Reason::ChunkFull, _)
-            );
+            let closes = matches!(decision, Admission::New | Admission::Full | Admission::Refuse(Reason::ChunkFull, _));
             if closes {
                 self.finish(chunk, Some(ticket));
                 return None;
@@ -120,24 +117,16 @@ impl<R: Runtime> Shard<R> {
         let chunk = append.chunk;
         let standing = self.standing(chunk);
         let entry = self.store.dedup_entry(chunk, append.id);
-        let mut known = Known {
-            entry,
-            committed: true,
-            newest: self.store.newest_op(chunk, append.id.stream),
-            table: Table::Room,
-        };
+        let mut known =
+            Known { entry, committed: true, newest: self.store.newest_op(chunk, append.id.stream), table: Table::Room };
         if let Some(replica) = self.replicas.borrow_mut().get_mut(&chunk) {
             known.committed = !replica.ops.iter().any(|op| op.id == Some(append.id));
             if replica.table_is_full(|| self.store.dedup(chunk)) {
                 known.table = if replica.can_forget(now) { Table::Forgettable } else { Table::Full };
             }
         }
-        let asked = Asked {
-            epoch: append.epoch,
-            op: append.id.op,
-            first_unacked: append.first_unacked,
-            op_len: append.op_len,
-        };
+        let asked =
+            Asked { epoch: append.epoch, op: append.id.op, first_unacked: append.first_unacked, op_len: append.op_len };
         admit::admit(standing.as_ref(), &asked, &known)
     }
 

@@ -117,14 +117,7 @@ mod tests {
     const HOME: ClusterId = ClusterId([7; 16]);
 
     fn hello() -> Hello {
-        Hello {
-            role: Role::Client,
-            server: ServerId(0),
-            boot: 1,
-            cluster: HOME,
-            shard: 1,
-            term: Term(0),
-        }
+        Hello { role: Role::Client, server: ServerId(0), boot: 1, cluster: HOME, shard: 1, term: Term(0) }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use engine::probe::{Check, Verdict, probe};
+use engine::runtime::Backend;
 use engine::runtime::shard::{ShardConfig, Spawn};
 use engine::store::{self, DiskConfig, DiskLock, OpenError, STORE_MEMORY, ShardSeed, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -168,11 +169,12 @@ async fn refuse_other_cluster(intro: &Introduction, owner: &DiskOwner, root: &Pa
 /// Recovery runs on a shard thread of its own, before any shard serves.
 async fn recover<R: Spawn>(disk: DiskConfig) -> Result<store::Recovered, StartError> {
     let (done, outcome) = oneshot::channel();
-    let thread = spawn::<R, _, _>(ShardConfig { index: 0, core: None, memory: RECOVERY_MEMORY }, move |rt: R| async move {
-        // An error means that the start was given up.
-        let _ = done.send(store::recover(&rt, &disk).await);
-    })
-    .await?;
+    let thread =
+        spawn::<R, _, _>(ShardConfig { index: 0, core: None, memory: RECOVERY_MEMORY }, move |rt: R| async move {
+            // An error means that the start was given up.
+            let _ = done.send(store::recover(&rt, &disk).await);
+        })
+        .await?;
     let outcome = outcome.await;
     join(vec![thread]).await;
     match outcome {
@@ -234,7 +236,7 @@ where
     spawned.map_err(|error| {
         StartError::config(
             format!("cannot start a shard: {error}"),
-            "allow io_uring and locked memory for this process, or choose --runtime monoio-epoll",
+            format!("allow io_uring and locked memory for this process, or choose --runtime {}", Backend::MonoioEpoll),
         )
     })
 }

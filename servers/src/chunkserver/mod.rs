@@ -1,13 +1,13 @@
 //! The chunkserver: replicas of chunks on one disk, chains to other chunkservers, reads.
 //!
 //! One shard per core owns its ring, its buffers, the chunks whose handle hashes to it and the
-//! connections that talk about them ([`shard`]). Nothing is shared but mailboxes. One control thread
-//! accepts connections and hands them to the shard they name ([`hello`]), talks to the master
-//! ([`heartbeat`]) and serves the admin port ([`board`]).
+//! connections that talk about them (`shard`). Nothing is shared but mailboxes. One control thread
+//! accepts connections and hands them to the shard they name (`hello`), talks to the master
+//! (`heartbeat`) and serves the admin port (`board`).
 //!
-//! Life of an append: [`connection`] receives it whole, [`append`] gives it its place at the head,
-//! [`forward`] takes it at the other members, [`link`] carries it between them, [`replica`] knows when
-//! it is durable everywhere; the decisions are in [`admit`].
+//! Life of an append: `connection` receives it whole, `append` gives it its place at the head,
+//! `forward` takes it at the other members, `link` carries it between them, `replica` and
+//! `progress` know when it is durable everywhere; the decisions are in `admit`.
 
 mod admit;
 mod append;
@@ -30,6 +30,7 @@ mod link;
 mod mailbox;
 mod outbox;
 mod peer;
+mod progress;
 mod read;
 mod replica;
 mod seal;

@@ -131,7 +131,13 @@ impl<R: Runtime> Shard<R> {
         Ok(Some(self.data_of(chunk, &view, blocks, permit)))
     }
 
-    fn data_of(&self, chunk: ChunkHandle, view: &View, blocks: Blocks<R::Buf>, permit: Permit) -> (Data, R::Buf, Permit) {
+    fn data_of(
+        &self,
+        chunk: ChunkHandle,
+        view: &View,
+        blocks: Blocks<R::Buf>,
+        permit: Permit,
+    ) -> (Data, R::Buf, Permit) {
         let committed_len = if view.state == ReplicaState::Sealed { view.sealed_len } else { view.committed_len };
         let Blocks { buf, offset, len, mut crcs } = blocks;
         let padded = len.next_multiple_of(BLOCK_SIZE);
@@ -171,9 +177,11 @@ impl<R: Runtime> Shard<R> {
     /// Asks the head how far the chain is committed. Best effort: without an answer the reader hears
     /// what is known here.
     async fn ask_head(&self, chunk: ChunkHandle) {
-        let head = self.replicas.borrow().get(&chunk).and_then(|replica| {
-            replica.members.first().cloned().map(|head| (head, replica.epoch))
-        });
+        let head = self
+            .replicas
+            .borrow()
+            .get(&chunk)
+            .and_then(|replica| replica.members.first().cloned().map(|head| (head, replica.epoch)));
         let Some((head, epoch)) = head else { return };
         match self.ask(&head, chunk.shard(head.shards), &Version { chunk, epoch }).await {
             Ok(ok) => self.committed_ahead(chunk, epoch, ok.committed_seq),

@@ -202,9 +202,7 @@ impl<R: Runtime> Replica<R> {
     /// Whether this stream's entries need not be inherited by the next chunk: it was closed, or has
     /// been silent for longer than its client may be.
     pub(crate) fn is_forgettable(&self, stream: StreamId, now: Duration) -> bool {
-        self.streams
-            .get(&stream)
-            .is_none_or(|life| life.closed || now.saturating_sub(life.heard) > STREAM_SILENCE)
+        self.streams.get(&stream).is_none_or(|life| life.closed || now.saturating_sub(life.heard) > STREAM_SILENCE)
     }
 
     /// Whether ending the chunk would make room in the table.
@@ -302,8 +300,7 @@ mod tests {
     }
 
     fn op(end: u64) -> OpenOp<SimRuntime> {
-        let answer =
-            Appended { chunk: ChunkHandle(1), offset: 0, len: 10, epoch: Epoch(1), committed_seq: Seq(end) };
+        let answer = Appended { chunk: ChunkHandle(1), offset: 0, len: 10, epoch: Epoch(1), committed_seq: Seq(end) };
         OpenOp { end: Seq(end), id: Some(OpId::default()), answer, waiters: Vec::new(), since: Duration::ZERO }
     }
 
@@ -354,12 +351,8 @@ mod tests {
     #[test]
     fn a_full_table_has_room_again_once_a_stream_ended_or_fell_silent() {
         let stream = |n: u8| StreamId([n; 16]);
-        let entry = |n: u8| DedupEntry {
-            id: OpId { stream: stream(n), op: 1 },
-            chunk: ChunkHandle(1),
-            offset: 0,
-            len: 1,
-        };
+        let entry =
+            |n: u8| DedupEntry { id: OpId { stream: stream(n), op: 1 }, chunk: ChunkHandle(1), offset: 0, len: 1 };
         let table: Vec<DedupEntry> = std::iter::repeat_n(entry(1), DEDUP_ENTRIES_MAX - 1).chain([entry(2)]).collect();
         let mut head: Replica<SimRuntime> = Replica::new(Epoch(1), 0, chain(3), &table, Duration::ZERO);
         assert!(head.table_is_full(|| table.clone()));

@@ -95,9 +95,10 @@ impl<R: Runtime> Shard<R> {
     async fn fill_page(&self, seal: &Seal, peer: &mut Peer<R>, offset: u32, len: u32) -> Result<(), Fault> {
         let _room = self.budget.take(Use::Read, len as usize).await;
         let fetch = Fetch { chunk: seal.chunk, epoch: seal.epoch, offset, len };
-        let (data, payload) = peer.call(&fetch).await.map_err(|error| {
-            Fault::new(Kind::Unavailable, format!("fetch from {}: {error}", seal.source.server))
-        })?;
+        let (data, payload) = peer
+            .call(&fetch)
+            .await
+            .map_err(|error| Fault::new(Kind::Unavailable, format!("fetch from {}: {error}", seal.source.server)))?;
         let payload = payload.filter(|_| data.chunk == seal.chunk && data.offset == offset && data.len == len);
         let Some(payload) = payload.filter(|payload| checksum::matches(payload.as_ref(), &data.crcs)) else {
             return Err(Fault::refused(Reason::BadCrc, 0, format!("{} sent other bytes", seal.source.server)));

@@ -21,7 +21,8 @@ async fn a_member_that_is_asked_for_more_than_it_knows_asks_the_head() {
     for op in 1..=20 {
         let answer = client.append(&Op::new(CHUNK, 1, op, &pattern(op as u8, 777))).await.unwrap();
         // At once, before any COMMIT can have come by itself.
-        let read = Read { chunk: CHUNK, epoch: Epoch(1), offset: answer.offset, len: 777, min_seq: answer.committed_seq };
+        let read =
+            Read { chunk: CHUNK, epoch: Epoch(1), offset: answer.offset, len: 777, min_seq: answer.committed_seq };
         let (data, payload) = tail.read(&read).await.unwrap();
         let skip = (answer.offset - data.offset) as usize;
         assert!(payload[skip..skip + 777] == pattern(op as u8, 777), "read your writes, op {op}");
@@ -42,7 +43,9 @@ async fn ranges_of_any_alignment_come_back_exact() {
     let mut client = cluster.client(0, CHUNK).await;
     let bytes = pattern(8, 1_200_000);
     client.append(&Op::new(CHUNK, 1, 1, &bytes)).await.unwrap();
-    for (offset, len) in [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (1_000_000, 200_000), (1_199_999, 1), (100, 1 << 19)] {
+    for (offset, len) in
+        [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (1_000_000, 200_000), (1_199_999, 1), (100, 1 << 19)]
+    {
         let read = Read { chunk: CHUNK, epoch: Epoch(1), offset, len, min_seq: Seq(0) };
         let (data, payload) = client.read(&read).await.unwrap();
         assert_eq!(data.offset, offset / 4096 * 4096);

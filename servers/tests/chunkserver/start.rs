@@ -117,7 +117,10 @@ async fn health_and_metrics_tell_how_it_is() {
     cluster.client(0, CHUNK).await.append(&Op::new(CHUNK, 1, 1, &[7; 5000])).await.unwrap();
     let health = cluster.admin(0, "/health").await;
     assert!(health.starts_with("HTTP/1.1 200 OK"), "{health}");
-    assert!(health.contains(r#""service":"hercules-chunkserver""#) && health.contains(r#""status":"healthy""#), "{health}");
+    assert!(
+        health.contains(r#""service":"hercules-chunkserver""#) && health.contains(r#""status":"healthy""#),
+        "{health}"
+    );
     assert_eq!(cluster.metric(0, "hercules_appends_total").await, 1.0);
     assert_eq!(cluster.metric(0, "hercules_append_bytes_total").await, 5000.0);
     assert_eq!(cluster.metric(0, "hercules_chunks").await, 1.0);
