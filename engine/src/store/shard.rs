@@ -157,6 +157,11 @@ impl<R: Runtime> Chunk<R> {
         self.replica.hdr.common.number
     }
 
+    /// Data bytes it takes on the disk.
+    fn taken(&self) -> u64 {
+        u64::from(self.allocated.max(self.durable.len))
+    }
+
     fn end(&self) -> End {
         let hdr = &self.replica.hdr;
         End { len: hdr.durable_len, seq: hdr.last_seq, tail: Rc::clone(&self.replica.tail) }
@@ -297,10 +302,11 @@ impl<R: Runtime> Store<R> {
             return Space::default();
         };
         let reserve = space.total / 20;
+        // A shard knows its own chunks only; what else stands on the disk is in `total` and `free`.
         Space {
             total: space.total,
             free: space.free.saturating_sub(reserve),
-            used: space.total.saturating_sub(space.free),
+            used: self.inner.state.borrow().chunks.values().map(Chunk::taken).sum(),
         }
     }
 

@@ -205,7 +205,7 @@ pub struct Space {
     pub total: u64,
     /// Free for new chunks, reserves taken off.
     pub free: u64,
-    /// In use.
+    /// Taken by the chunks of this shard.
     pub used: u64,
 }
 

@@ -145,7 +145,7 @@ pub(crate) fn space_of(statuses: &[Option<ShardStatus>]) -> Space {
         total: known().map(|status| status.space.total).max().unwrap_or(0),
         // Nothing new goes to a disk that failed.
         free: if is_fenced { 0 } else { known().map(|status| status.space.free).min().unwrap_or(0) },
-        used: known().map(|status| status.space.used).max().unwrap_or(0),
+        used: known().map(|status| status.space.used).sum(),
     }
 }
 
