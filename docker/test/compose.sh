@@ -17,8 +17,8 @@ work=$(mktemp -d)
 
 # Short intervals, and limits that a machine without CAP_SYS_RESOURCE can give.
 export HERCULES_HEALTH=3s HERCULES_WAIT=120
-HERCULES_MEMLOCK=${HERCULES_MEMLOCK:-$(ulimit -H -l | awk '{ print $1 == "unlimited" ? -1 : $1 * 1024 }')}
-HERCULES_NOFILE=${HERCULES_NOFILE:-$(ulimit -H -n | awk '{ print $1 == "unlimited" || $1 > 65536 ? 65536 : $1 }')}
+HERCULES_MEMLOCK=${HERCULES_MEMLOCK:-$(ulimit -H -l | awk '{ print ($1 == "unlimited" ? -1 : $1 * 1024) }')}
+HERCULES_NOFILE=${HERCULES_NOFILE:-$(ulimit -H -n | awk '{ print ($1 == "unlimited" || $1 + 0 > 65536 ? 65536 : $1) }')}
 export HERCULES_MEMLOCK HERCULES_NOFILE
 gateway=http://localhost:8089
 
