@@ -32,6 +32,9 @@ impl DiskLock {
     /// devices, or locked by a live process.
     pub fn acquire(root: &Path) -> Result<Self, OpenError> {
         let shown = root.display();
+        // Before anything is made: a refusal leaves nothing behind.
+        let there = root.ancestors().find(|folder| folder.exists()).unwrap_or(root);
+        refuse_file_system(if there.as_os_str().is_empty() { Path::new(".") } else { there }, root)?;
         let folders = [root.to_path_buf(), root.join("journal"), root.join("slots")];
         for folder in &folders {
             fs::create_dir_all(folder).map_err(|error| {
@@ -46,7 +49,6 @@ impl DiskLock {
             let what = format!("{shown}: journal and slots are on different devices");
             return Err(OpenError::new(what, "one flush must cover both: put them on one file system"));
         }
-        refuse_file_system(root)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -69,9 +71,10 @@ impl DiskLock {
     }
 }
 
-/// tmpfs, overlay and network file systems do not keep the promises of the format.
-fn refuse_file_system(root: &Path) -> Result<(), OpenError> {
-    let stat = rustix::fs::statfs(root).map_err(|error| OpenError::io("cannot look at the disk", &error.into()))?;
+/// tmpfs, overlay and network file systems do not keep the promises of the format. `there` is the part
+/// of `root` that exists already.
+fn refuse_file_system(there: &Path, root: &Path) -> Result<(), OpenError> {
+    let stat = rustix::fs::statfs(there).map_err(|error| OpenError::io("cannot look at the disk", &error.into()))?;
     // From linux/magic.h; the width of the field differs between platforms.
     let kind = u32::try_from(stat.f_type & 0xFFFF_FFFF).unwrap_or(0);
     let name = match kind {
@@ -250,5 +253,16 @@ mod tests {
     fn another_format_is_refused_with_both_numbers_even_when_one_copy_is_ours() {
         let error = choose(Ok(disk()), Err(Bad::Format(2))).unwrap_err();
         assert_eq!(error.to_string(), "disk: format 2, this build reads format 1");
+    }
+
+    #[test]
+    fn a_file_system_that_forgets_is_refused_before_anything_is_made() {
+        let root = Path::new("/dev/shm").join(format!("hercules-{}", std::process::id()));
+        if !Path::new("/dev/shm").exists() {
+            return println!("SKIPPED: there is no /dev/shm here");
+        }
+        let refused = DiskLock::acquire(&root.join("data")).unwrap_err();
+        assert!(refused.to_string().contains("tmpfs"), "{refused}");
+        assert!(!root.exists(), "a refusal leaves nothing behind");
     }
 }
