@@ -1,12 +1,13 @@
 //! A cluster of real processes on loopback: started, killed and restarted by the tests.
 //!
-//! Every process gets its own folder, a log file and ports from the kernel. When a test fails the
-//! end of every log is printed; when it passes everything is killed and removed.
+//! Every process gets its own folder, a log file and ports that stay its own across restarts. When a
+//! test fails the end of every log is printed; when it passes everything is killed and removed.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{Client, Config};
@@ -43,10 +44,10 @@ pub struct Server {
 
 impl Server {
     fn new(dir: &Path, name: &str, role: &str, extra: &[String]) -> Self {
-        let port = free_port();
+        let port = kept_port();
         let data = dir.join(name);
         fs::create_dir_all(&data).expect("a folder under the temporary one");
-        let admin = format!("127.0.0.1:{}", free_port());
+        let admin = format!("127.0.0.1:{}", kept_port());
         let mut args = vec![role.to_owned(), format!("--listen=127.0.0.1:{port}")];
         if role != "gateway" {
             args.push(format!("--admin={admin}"));
@@ -259,6 +260,23 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+/// A port for a server that keeps it across restarts.
+///
+/// From below the range that the kernel deals to outgoing connections: between a server's end and
+/// its next start no connection of anybody here can take the port. Each test program begins
+/// somewhere else, and none hands out the same port twice.
+fn kept_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let outgoing = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let end = outgoing.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768);
+    assert!(end > FIRST, "outgoing connections may take any port from {end}: none is left to keep");
+    for _ in FIRST..end {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(97));
+        let port = u16::try_from(FIRST + step % (end - FIRST)).expect("below the outgoing range");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port from {FIRST} to {end}");
 }
