@@ -264,7 +264,7 @@ fn a_journal_that_is_always_full_loses_nothing() {
                             worker.rt.sleep(PAUSE).await;
                         }
                         for _ in 0..60 {
-                            worker.append(1).await;
+                            worker.append_or_overwrite().await;
                             worker.rt.sleep(PAUSE).await;
                         }
                     }
@@ -289,10 +289,16 @@ fn a_journal_that_is_always_full_loses_nothing() {
 type Step = (&'static str, fn(&mut Worker) -> Pin<Box<dyn Future<Output = ()> + '_>>);
 
 /// One of each operation, in an order that meets every one in its right state.
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 21] = [
     ("create", |worker| Box::pin(worker.create())),
     ("append", |worker| Box::pin(worker.append(1))),
     ("append parts", |worker| Box::pin(worker.append(3))),
+    ("overwrite", |worker| Box::pin(worker.overwrite(1))),
+    ("overwrite of the partial block", |worker| Box::pin(worker.overwrite_tail())),
+    ("checkpoint with images", |worker| Box::pin(worker.checkpoint())),
+    ("overwrite parts", |worker| Box::pin(worker.overwrite(3))),
+    ("repair", |worker| Box::pin(worker.repair())),
+    ("overwrite across the end", |worker| Box::pin(worker.overwrite_across())),
     ("checkpoint", |worker| Box::pin(worker.checkpoint())),
     ("append after a checkpoint", |worker| Box::pin(worker.append(2))),
     ("prepare", |worker| Box::pin(worker.prepare())),
@@ -300,6 +306,7 @@ const STEPS: [Step; 14] = [
     ("checkpoint of a filled chunk", |worker| Box::pin(worker.checkpoint())),
     ("confirm, if it was sealed", |worker| Box::pin(worker.confirm_if_filled())),
     ("checkpoint of a sealed tail", |worker| Box::pin(worker.checkpoint())),
+    ("repair after the restart or the seal", |worker| Box::pin(worker.repair())),
     ("condemn", |worker| Box::pin(worker.condemn())),
     ("free", |worker| Box::pin(worker.free())),
     ("create in a used slot", |worker| Box::pin(worker.create())),

@@ -99,6 +99,12 @@ impl Rig {
         self.on(chunk, move |rt, store| async move { append(&rt, &store, chunk, op, &bytes).await })
     }
 
+    /// Overwrites as one operation of one part, and waits.
+    pub(super) fn overwrite(&self, chunk: u64, op: u64, offset: u32, bytes: &[u8]) -> Result<(), StoreError> {
+        let bytes = bytes.to_vec();
+        self.on(chunk, move |rt, store| async move { overwrite(&rt, &store, chunk, op, offset, &bytes).await })
+    }
+
     /// What can be read.
     pub(super) fn read_all(&self, chunk: u64, upto: Upto) -> Result<Vec<u8>, StoreError> {
         self.on(chunk, move |_, store| async move { read_all(&store, chunk, upto).await })
@@ -173,6 +179,24 @@ pub(super) async fn append(
 
 /// Bytes of one read of [`read_all`].
 pub(super) const READ_ALL_PIECE: usize = (1 << 20) - 4096;
+
+/// The next entry of an open chunk, below its end.
+pub(super) fn below(store: &Store<SimRuntime>, chunk: u64, op: u64, offset: u32, bytes: &[u8]) -> Entry {
+    Entry { op_off: offset, offset, ..entry(store, chunk, op, bytes) }
+}
+
+pub(super) async fn overwrite(
+    rt: &SimRuntime,
+    store: &Store<SimRuntime>,
+    chunk: u64,
+    op: u64,
+    offset: u32,
+    bytes: &[u8],
+) -> Result<(), StoreError> {
+    let edges = store.prepare_overwrite(ChunkHandle(chunk), offset, u32::try_from(bytes.len()).unwrap()).await?;
+    let buf = payload(rt, bytes).await;
+    store.overwrite(&below(store, chunk, op, offset, bytes), &buf, &edges)?.await
+}
 
 /// Reads everything below the limit, checking what a client would.
 pub(super) async fn read_all(store: &Store<SimRuntime>, chunk: u64, upto: Upto) -> Result<Vec<u8>, StoreError> {

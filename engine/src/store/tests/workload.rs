@@ -188,6 +188,23 @@ impl Worker {
         self.write(off, &sizes).await;
     }
 
+    pub(super) async fn overwrite_tail(&mut self) {
+        let len = self.now().content.len();
+        let off = (len - 1) / 4096 * 4096;
+        self.write(off, &[len - off]).await;
+    }
+
+    pub(super) async fn overwrite_across(&mut self) {
+        let len = self.now().content.len();
+        let off = len.saturating_sub(5000);
+        self.write(off, &[len - off, 6000]).await;
+    }
+
+    pub(super) async fn append_or_overwrite(&mut self) {
+        let empty = self.now().content.is_empty();
+        if empty || self.one_in(2) { self.append(1).await } else { self.overwrite(1).await }
+    }
+
     /// One operation, a part of each size, from `off` on: OVERWRITE below the end, then APPEND.
     async fn write(&mut self, off: usize, sizes: &[usize]) {
         let len: usize = sizes.iter().sum();
@@ -236,7 +253,7 @@ impl Worker {
                     // Too much for this journal.
                     Err(StoreError::BadRange) if part == 0 && below && len > 60_000 => return,
                     // The journal was so full that the incomplete operation was dropped.
-                    Err(StoreError::NotNext) if waited > 0 || below => return,
+                    Err(StoreError::NotNext) if part > 0 => return,
                     accepted => break accepted.unwrap(),
                 }
             };
@@ -272,6 +289,9 @@ impl Worker {
     /// The same content over blocks that are well: nothing changes, whatever becomes of it.
     pub(super) async fn repair(&mut self) {
         let now = self.now();
+        if now.content.len() < 4096 || now.state == Some(ReplicaState::Condemned) {
+            return;
+        }
         let blocks = now.content.len() / 4096;
         let first = usize::try_from(self.rng.below(blocks as u64)).unwrap();
         let count = (blocks - first).min(1 + usize::try_from(self.rng.below(12)).unwrap());
