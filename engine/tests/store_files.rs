@@ -107,6 +107,42 @@ async fn append<R: Runtime>(rt: &R, store: &Store<R>, chunk: u64, bytes: &[u8]) 
     store.append(&entry, rt.freeze(buf))?.await
 }
 
+async fn overwrite<R: Runtime>(rt: &R, store: &Store<R>, chunk: u64, offset: u32, bytes: &[u8]) {
+    let view = store.view(ChunkHandle(chunk)).unwrap();
+    let length = u32::try_from(bytes.len()).unwrap();
+    let edges = store.prepare_overwrite(ChunkHandle(chunk), offset, length).await.unwrap();
+    let mut buf = rt.alloc(bytes.len().next_multiple_of(4096)).await;
+    buf.as_mut()[..bytes.len()].copy_from_slice(bytes);
+    let entry = Entry {
+        chunk: ChunkHandle(chunk),
+        epoch: Epoch(1),
+        seq: Seq(view.last_seq.0 + 1),
+        id: OpId { stream: StreamId([2; 16]), op: view.last_seq.0 + 1 },
+        first_unacked: view.last_seq.0 + 1,
+        op_off: offset,
+        op_len: length,
+        offset,
+        length,
+        part: 0,
+        parts: 1,
+        committed_seq: view.committed_seq,
+        crcs: block_crcs(bytes),
+    };
+    store.overwrite(&entry, &rt.freeze(buf), &edges).unwrap().await.unwrap();
+}
+
+/// 70,000 bytes, of which some were overwritten.
+fn overwritten() -> Vec<u8> {
+    let mut content = bytes(9, 70_000);
+    for (offset, len) in OVERWRITES {
+        content[offset..offset + len].copy_from_slice(&bytes(offset, len));
+    }
+    content
+}
+
+/// In place with a checkpoint, over it, across blocks, at the partial block: (offset, length).
+const OVERWRITES: [(usize, usize); 4] = [(4096, 8192), (5000, 20_000), (69_000, 900), (12_288, 4096)];
+
 async fn read_all<R: Runtime>(store: &Store<R>, chunk: u64) -> Result<Vec<u8>, StoreError> {
     let mut all = Vec::new();
     loop {
@@ -160,6 +196,10 @@ fn a_disk_lives_through_restarts<R: Spawn>(root: PathBuf) {
         let chunk = mine.unwrap();
         create(&store, chunk).await;
         append(&rt, &store, chunk, &bytes(9, 70_000)).await.unwrap();
+        for (offset, len) in OVERWRITES {
+            overwrite(&rt, &store, chunk, u32::try_from(offset).unwrap(), &bytes(offset, len)).await;
+        }
+        assert!(read_all(&store, chunk).await.unwrap() == overwritten());
     });
 
     let third = recovered::<R>(&root, 1);
@@ -172,14 +212,14 @@ fn a_disk_lives_through_restarts<R: Spawn>(root: PathBuf) {
             assert_eq!(read_all(&store, chunk).await.unwrap(), content(chunk));
         }
         for chunk in store.chunks().into_iter().filter(|chunk| chunk.0 >= 100) {
-            assert_eq!(read_all(&store, chunk.0).await.unwrap(), bytes(9, 70_000));
+            assert!(read_all(&store, chunk.0).await.unwrap() == overwritten());
         }
         store.shutdown().await;
     });
 }
 
 /// Rot below the store: a flipped byte in a slot file.
-fn a_flipped_byte_is_noticed<R: Spawn>(root: PathBuf) {
+fn a_flipped_byte_is_noticed_and_repaired<R: Spawn>(root: PathBuf) {
     with_stores::<R, _>(recovered::<R>(&root, 1).seeds, |rt, store| async move {
         create(&store, 1).await;
         append(&rt, &store, 1, &bytes(1, 50_000)).await.unwrap();
@@ -193,11 +233,18 @@ fn a_flipped_byte_is_noticed<R: Spawn>(root: PathBuf) {
         file.write_all_at(&[byte[0] ^ 0x10], 3 * 4096 + 9).unwrap();
         file.sync_all().unwrap();
     }
-    with_stores::<R, _>(recovered::<R>(&root, 1).seeds, |_, store| async move {
+    with_stores::<R, _>(recovered::<R>(&root, 1).seeds, |rt, store| async move {
         assert_eq!(read_all(&store, 1).await, Err(StoreError::BadBlock(3)));
         let before = store.read(ChunkHandle(1), 0, 12288, Upto::Durable).await.unwrap();
         assert_eq!(before.buf.as_ref(), &bytes(1, 50_000)[..12288]);
         assert_eq!(store.counters().bad_blocks, 1);
+        let mut block = rt.alloc(4096).await;
+        block.as_mut().copy_from_slice(&bytes(1, 50_000)[12_288..16_384]);
+        store.repair(ChunkHandle(1), 3, rt.freeze(block)).await.unwrap();
+        assert!(read_all(&store, 1).await.unwrap() == bytes(1, 50_000));
+    });
+    with_stores::<R, _>(recovered::<R>(&root, 1).seeds, |_, store| async move {
+        assert!(read_all(&store, 1).await.unwrap() == bytes(1, 50_000), "after a death without a stop");
     });
 }
 
@@ -225,9 +272,9 @@ macro_rules! backend {
             }
 
             #[test]
-            fn a_flipped_byte_is_noticed() {
+            fn a_flipped_byte_is_noticed_and_repaired() {
                 if let Some(folder) = super::folder() {
-                    super::a_flipped_byte_is_noticed::<$runtime>(folder.path().to_owned());
+                    super::a_flipped_byte_is_noticed_and_repaired::<$runtime>(folder.path().to_owned());
                 }
             }
         }

@@ -277,6 +277,7 @@ async fn write_children<R: Runtime>(io: &Io<R>, image: &Image, file: &R::File) -
         let len = (*first..).zip(run).take(REDO_RUN).take_while(|(at, (block, _))| at == block).count();
         let bytes: Vec<u8> = run[..len].iter().flat_map(|(_, image)| *Rc::as_ref(&image.block).as_ref()).collect();
         io.write_bytes(file, &bytes, u64::from(*first) * u64::from(BLOCK)).await?;
+        io.count(|counters| counters.image_blocks += len as u64);
         next += len;
     }
     Ok(())

@@ -48,8 +48,11 @@ impl<R: Runtime> Store<R> {
             let epoch = replica.hdr.epoch;
             inner.admit_images(&mut state, named.len() * PAGE, false)?;
             drop(state);
+            let count = named.len() as u64;
             let body = Body::Repair(Images { blocks: named, images: blocks.as_ref() });
-            break inner.accept(chunk, epoch, 0, &body, Class::Work)?;
+            let done = inner.accept(chunk, epoch, 0, &body, Class::Work)?;
+            inner.io.count(|counters| counters.repaired_blocks += count);
+            break done;
         };
         done.wait().await
     }

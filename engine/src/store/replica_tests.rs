@@ -3,7 +3,9 @@ use wire::checksum::block_crcs;
 use wire::{InodeId, ServerId};
 
 use super::*;
+use crate::store::layout::PAGE;
 use crate::store::page::Common;
+use crate::store::record::Images;
 
 const EPOCH: Epoch = Epoch(1);
 
@@ -155,6 +157,96 @@ fn only_the_content_that_was_set_is_confirmed() {
     apply(&mut replica, 12, EPOCH, &confirm).unwrap();
     assert_eq!((replica.state(), replica.hdr.committed_len), (ReplicaState::Sealed, 100));
     assert_eq!(replica.digest_of_all(None), Some(digest));
+}
+
+/// An overwrite that is all of its operation: every byte of its images is `fill`.
+fn overwrite(replica: &Replica, op: u64, offset: u32, length: u32, fill: u8) -> Body<'static> {
+    let id = OpId { stream: StreamId([1; 16]), op };
+    let seq = replica.last_seq() + 1;
+    let op = Op { id, first_unacked: op, seq, committed_seq: 0, part: 0, parts: 1, off: offset, len: length };
+    let count = image_blocks(offset, length);
+    let blocks = (offset / BLOCK..offset / BLOCK + count).map(|block| (block, u32::from(fill))).collect();
+    let images = Images { blocks, images: vec![fill; (count * BLOCK) as usize].leak() };
+    Body::Overwrite { op, offset, length, images }
+}
+
+/// A replica of 10,000 bytes: two blocks in place, 1,808 bytes in memory.
+fn with_content() -> Replica {
+    let mut replica = created();
+    let whole = part(&replica, 1, 0, 1, 10_000, 10_000);
+    apply(&mut replica, 10, EPOCH, &whole).unwrap();
+    replica
+}
+
+#[test]
+fn an_overwrite_changes_checksums_and_the_partial_block_but_no_length() {
+    let mut replica = with_content();
+    let before = replica.digest_of_all(None);
+    let all = overwrite(&replica, 2, 4096, 5904, 9);
+    assert_eq!(apply(&mut replica, 11, EPOCH, &all), Ok(Vec::new()), "nothing is written in place");
+    assert_eq!((replica.hdr.durable_len, replica.hdr.last_seq, replica.hdr.last_overwrite_seq), (10_000, 2, 2));
+    assert_eq!((replica.crcs.get(0), replica.crcs.get(1)), (Some(0), Some(9)));
+    assert_eq!(replica.tail.as_ref(), [9; 1808]);
+    assert!(replica.redo.has(1) && !replica.redo.has(2), "the partial block has no place");
+    assert_ne!(replica.digest_of_all(None), before);
+    let entry = replica.dedup.entries()[0];
+    assert_eq!((entry.id.op, entry.offset, entry.len), (2, 4096, 5904));
+}
+
+#[test]
+fn an_overwrite_whose_images_are_not_those_of_its_range_is_refused() {
+    let mut replica = with_content();
+    let good = overwrite(&replica, 2, 4096, 100, 9);
+    let Body::Overwrite { op, offset, length, images } = &good else { unreachable!() };
+    let refused = |replica: &Replica, op: Op, offset, blocks: &[u32], count: usize| {
+        let blocks = blocks.iter().map(|block| (*block, 0)).collect();
+        let images = Images { blocks, images: vec![1; count * PAGE].leak() };
+        let body = Body::Overwrite { op, offset, length: *length, images };
+        let before = format!("{replica:?}");
+        let mut replica = replica.clone();
+        let refused = apply(&mut replica, 11, EPOCH, &body).unwrap_err();
+        assert_eq!(format!("{replica:?}"), before);
+        refused
+    };
+    assert_eq!(refused(&replica, *op, *offset, &[0], 1), StoreError::BadRange);
+    assert_eq!(refused(&replica, *op, *offset, &[1, 2], 2), StoreError::BadRange);
+    assert_eq!(refused(&replica, Op { off: 9901, ..*op }, 9901, &[2], 1), StoreError::BadRange, "over the end");
+    assert_eq!(refused(&replica, Op { seq: 3, ..*op }, *offset, &[1], 1), StoreError::NotNext);
+    assert_eq!(images.blocks.len(), 1);
+    apply(&mut replica, 11, EPOCH, &good).unwrap();
+}
+
+#[test]
+fn a_fixed_length_takes_overwrites_only_and_its_partial_block_has_a_place() {
+    let mut replica = with_content();
+    replica.tail = empty();
+    replica.crcs.set(2, &[77]);
+    replica.hdr.flags.set(Flags::FIXED);
+    let more = part(&replica, 2, 0, 1, 10, 10);
+    assert_eq!(apply(&mut replica, 11, EPOCH, &more), Err(StoreError::BadRange));
+    assert_eq!(replica.digest_of_all(None), None, "the partial block must be read");
+    let given = replica.digest_of_all(Some(&[7; 1808]));
+    let last = overwrite(&replica, 2, 9000, 1000, 9);
+    apply(&mut replica, 11, EPOCH, &last).unwrap();
+    assert!(replica.redo.has(2) && replica.tail.is_empty());
+    assert_eq!(replica.partial_block(), Some(&[9; 1808][..]));
+    assert!(replica.digest_of_all(None).is_some() && replica.digest_of_all(None) != given);
+}
+
+#[test]
+fn a_repair_changes_nothing_and_fits_its_checksums() {
+    let mut replica = with_content();
+    let page: &'static [u8] = vec![3; 2 * PAGE].leak();
+    let body =
+        |blocks: &[(u32, u32)]| Body::Repair(Images { blocks: blocks.to_vec(), images: &page[..blocks.len() * PAGE] });
+    assert_eq!(apply(&mut replica, 11, EPOCH, &body(&[(1, 5)])), Err(StoreError::Mismatch));
+    assert_eq!(apply(&mut replica, 11, EPOCH, &body(&[(1, 1), (2, 0)])), Err(StoreError::BadRange));
+    let before = (replica.hdr.clone(), replica.digest_of_all(None), replica.dedup.entries());
+    apply(&mut replica, 11, EPOCH, &body(&[(0, 0), (1, 1)])).unwrap();
+    assert_eq!((replica.hdr.clone(), replica.digest_of_all(None), replica.dedup.entries()), before);
+    assert!(replica.redo.has(0) && replica.redo.has(1));
+    replica.hdr.state = SlotState::Condemned;
+    assert_eq!(apply(&mut replica, 12, EPOCH, &body(&[(0, 0)])), Err(StoreError::UnknownChunk));
 }
 
 proptest! {

@@ -232,6 +232,10 @@ pub struct Counters {
     pub checkpoints: u64,
     /// Blocks that failed their checksum or could not be read.
     pub bad_blocks: u64,
+    /// Blocks whose images checkpoints wrote in place.
+    pub image_blocks: u64,
+    /// Blocks that were repaired.
+    pub repaired_blocks: u64,
     /// The disk was fenced by this shard.
     pub fences: u64,
 }

@@ -6,7 +6,7 @@
 //! (or one that is being written), and its checksum is remembered beside it.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
@@ -103,7 +103,7 @@ struct Versions {
 pub(crate) struct Redo {
     blocks: BTreeMap<u32, Versions>,
     /// Blocks with more than one image.
-    several: Vec<u32>,
+    several: BTreeSet<u32>,
     budget: Budget,
     /// Older images are kept, because a read may still have to see them.
     live: bool,
@@ -176,8 +176,8 @@ impl Redo {
             versions.images.clear();
         }
         versions.images.push(image);
-        if versions.images.len() == 2 {
-            self.several.push(block);
+        if versions.images.len() > 1 {
+            self.several.insert(block);
         }
     }
 

@@ -212,7 +212,7 @@ fn the_second_overwrite_of_a_block_is_merged_with_the_first_whoever_was_prepared
         first.await.unwrap();
         // In place meanwhile: what was prepared before is stale, and refused.
         store.inner.checkpoint().await;
-        let late = below(&store, 7, 4, 4000, &[3; 200]);
+        let late = below(&store, 7, 4, 3000, &[3; 200]);
         let refused = accept(&rt, &store, &late, &[3; 200], &two).await.map(drop);
         assert_eq!(refused, Err(StoreError::Busy));
         assert_eq!(store.view(CHUNK).unwrap().last_seq, Seq(3));
@@ -408,6 +408,7 @@ fn an_image_costs_itself_and_a_page_and_only_the_last_one_goes_in_place() {
     let stored = rig.store(7).counters();
     // The image, a checksum page, the dedup page, two headers, two RING pages.
     assert_eq!(stored.device_write_bytes - after.device_write_bytes, 7 * 4096);
+    assert_eq!(stored.image_blocks, 1);
     assert!(place(&rig, 8192, 4096) == bytes(11, 4096));
 }
 
@@ -476,6 +477,7 @@ fn a_flipped_block_is_repaired_with_its_own_content_and_nothing_else() {
         assert_eq!(images(&rig), 0);
         repair(&rig, 2, &content[8192..16_384]).unwrap();
         assert!(rig.read_all(7, Upto::Durable).unwrap() == content, "from memory");
+        assert_eq!(rig.store(7).counters().repaired_blocks, 2);
         assert_eq!(rig.store(7).view(CHUNK), view, "content, entries and digest are what they were");
         let left = Rig::start(
             3,
