@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use wire::ChunkHandle;
 
 use super::header::{Flags, Hdr, SlotState};
-use super::layout::{BLOCK, align_down};
+use super::layout::BLOCK;
 use super::record::{Body, FLAG_FILL, Head};
 use super::replica::{Replica, Written};
 
@@ -117,10 +117,8 @@ impl Fold {
     pub(crate) fn restart(&mut self) {
         if let Held::Chunk(replica) = &mut self.held {
             replica.restart();
-            if !replica.hdr.flags.has(Flags::SHARED) {
-                // Everything durable has been synced with the file system before recovery read it.
-                let whole = align_down(replica.hdr.durable_len);
-                replica.hdr.written_upto = replica.hdr.written_upto.max(whole);
+            if replica.redo.is_empty() {
+                replica.all_is_written();
             }
         }
     }

@@ -562,6 +562,15 @@ impl Replica {
         }
     }
 
+    /// Recovery has found every block of the content in its place, where the file system had been synced
+    /// before. That does not hold for a block with an image: the append below it may never have reached
+    /// the disk, its extent may be unwritten (rule R2), until the image is in place and synced.
+    pub(crate) fn all_is_written(&mut self) {
+        if !self.hdr.flags.has(Flags::SHARED) {
+            self.hdr.written_upto = self.hdr.written_upto.max(align_down(self.hdr.durable_len));
+        }
+    }
+
     /// Entries up to `seq` existed, and their data could not be verified.
     pub(crate) fn suspect(&mut self, seq: u64) {
         if seq > self.hdr.last_seq {

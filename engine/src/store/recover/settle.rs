@@ -43,6 +43,7 @@ impl<R: Runtime> Recovery<'_, R> {
                     Held::Chunk(replica) => {
                         replica.hdr = image.hdr.clone();
                         replica.redo = Redo::default(); // all in place now
+                        replica.all_is_written();
                         if let Some((at, _)) = &image.in_place {
                             let end = u32::try_from(*at).unwrap_or(0).saturating_add(BLOCK);
                             replica.hdr.written_upto = replica.hdr.written_upto.max(end);

@@ -161,7 +161,7 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
         panic!("chunk {chunk}: {view:?} is none of {:#?}", Brief(&history.snaps[oldest..]));
     };
     let mut snap = history.snaps[found].clone();
-    if let Some(view) = view {
+    if let Some(view) = &view {
         assert!(!view.damaged, "chunk {chunk} is damaged");
         assert_eq!((view.len, view.last_seq), (view.durable_len, view.durable_seq));
         assert!(
@@ -173,8 +173,11 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
                 let digest = store.digest(ChunkHandle(chunk), u32::MAX).await;
                 (read_all(&store, chunk, Upto::Durable).await, digest)
             });
-            let want = (Ok(snap.content.as_ref().clone()), Ok(snap.digest()));
-            assert!(content == want, "chunk {chunk}: content or digest differs");
+            let (read, digest) = content;
+            let read = read.unwrap_or_else(|error| panic!("chunk {chunk}: {error:?} in {view:?}"));
+            let differs = read.iter().zip(snap.content.iter()).position(|(read, want)| read != want);
+            assert!(read == *snap.content, "chunk {chunk}: content differs from byte {differs:?} on in {view:?}");
+            assert_eq!(digest, Ok(snap.digest()), "chunk {chunk}");
         }
         if snap.state == Some(ReplicaState::Open) {
             snap.state = Some(ReplicaState::Rwr);
