@@ -142,35 +142,40 @@ impl<R: Runtime> Inner<R> {
     /// `BadBlock`: what was read is not what the plan says.
     async fn read_planned(&self, plan: &Plan) -> Result<Blocks<R::Buf>, StoreError> {
         let mut crcs = plan.seen.crcs.clone();
-        let images = &plan.seen.images;
-        let mut buf = None;
-        if images.len() < crcs.len() {
-            let read = self.read_blocks(plan).await?;
-            if let Some(bad) = first_bad(read.as_ref(), &plan.seen) {
-                return Err(StoreError::BadBlock(plan.first_block + bad));
-            }
-            buf = Some(read);
-        }
-        if plan.tail.is_some() || !images.is_empty() {
+        let runs = plan.seen.runs_in_place();
+        let read = if plan.tail.is_none() && runs == [(0, plan.disk_blocks)] {
+            self.read_run(plan, 0, plan.disk_blocks).await?
+        } else {
             let before = plan.disk_blocks as usize * PAGE;
             let tail = if plan.tail.is_some() { PAGE } else { 0 };
             let mut whole = self.io.rt.alloc(before + tail).await;
-            let bytes = whole.as_mut();
-            if let Some(read) = &buf {
-                bytes[..before].copy_from_slice(read.as_ref());
+            // A block that is in memory is not read: its place may not be readable.
+            for (first, count) in runs {
+                let read = self.read_run(plan, first, count).await?;
+                let (at, len) = (first as usize * PAGE, count as usize * PAGE);
+                whole.as_mut()[at..at + len].copy_from_slice(read.as_ref());
             }
-            for (index, image) in images {
+            for (index, image) in &plan.seen.images {
                 let at = *index as usize * PAGE;
-                bytes[at..at + PAGE].copy_from_slice(Rc::as_ref(image).as_ref());
+                whole.as_mut()[at..at + PAGE].copy_from_slice(Rc::as_ref(image).as_ref());
             }
             if let Some(tail) = &plan.tail {
                 crcs.push(crcs_of_padded(tail));
-                bytes[before..].copy_from_slice(page::padded(tail).as_slice());
+                whole.as_mut()[before..].copy_from_slice(page::padded(tail).as_slice());
             }
-            buf = Some(self.io.rt.freeze(whole));
+            self.io.rt.freeze(whole)
+        };
+        Ok(Blocks { buf: read, offset: plan.first_block * BLOCK, len: plan.len, crcs })
+    }
+
+    /// Reads and verifies blocks of the plan, counted from its first.
+    async fn read_run(&self, plan: &Plan, first: u32, count: u32) -> Result<R::Buf, StoreError> {
+        let read = self.read_blocks(plan.slot, plan.first_block + first, count).await?;
+        let crcs = &plan.seen.crcs[first as usize..(first + count) as usize];
+        match first_bad(read.as_ref(), crcs) {
+            Some(bad) => Err(StoreError::BadBlock(plan.first_block + first + bad)),
+            None => Ok(read),
         }
-        let buf = buf.ok_or(StoreError::BadRange)?;
-        Ok(Blocks { buf, offset: plan.first_block * BLOCK, len: plan.len, crcs })
     }
 
     /// Whether a checkpoint has begun to write images of the chunk in place since the plan was made.
@@ -178,19 +183,19 @@ impl<R: Runtime> Inner<R> {
         self.state.borrow().chunks.get(&chunk).is_some_and(|chunk| chunk.rewrites != plan.rewrites)
     }
 
-    async fn read_blocks(&self, plan: &Plan) -> Result<R::Buf, StoreError> {
+    async fn read_blocks(&self, slot: u32, first: u32, count: u32) -> Result<R::Buf, StoreError> {
         let failed = |error: io::Error| StoreError::ReadFailed(error.to_string());
-        let file = self.file(plan.slot).await.map_err(failed)?;
-        let (len, at) = (plan.disk_blocks as usize * PAGE, u64::from(plan.first_block) * u64::from(BLOCK));
+        let file = self.file(slot).await.map_err(failed)?;
+        let (len, at) = (count as usize * PAGE, u64::from(first) * u64::from(BLOCK));
         let error = match self.io.read(&file, len, at).await {
             Ok(buf) => return Ok(buf),
             Err(error) => error,
         };
         // One sector that cannot be read fails the whole call: find the block.
-        for index in 0..plan.disk_blocks {
+        for index in 0..count {
             if self.io.read(&file, PAGE, at + u64::from(index * BLOCK)).await.is_err() {
-                let block = plan.first_block + index;
-                tracing::warn!(slot = plan.slot, block, %error, "block cannot be read");
+                let block = first + index;
+                tracing::warn!(slot, block, %error, "block cannot be read");
                 return Err(StoreError::BadBlock(block));
             }
         }
@@ -254,14 +259,11 @@ impl<R: Runtime> Inner<R> {
     }
 }
 
-/// Index of the first block from the device whose bytes do not match.
-fn first_bad(bytes: &[u8], seen: &SeenBlocks) -> Option<u32> {
+/// Index of the first block whose bytes do not match.
+fn first_bad(bytes: &[u8], crcs: &[u32]) -> Option<u32> {
     let blocks = bytes.as_chunks::<PAGE>().0;
-    let mut images = seen.images.iter().map(|(index, _)| *index).peekable();
-    (0..).zip(blocks.iter().zip(&seen.crcs)).find_map(|(index, (block, crc))| {
-        let in_memory = images.next_if_eq(&index).is_some();
-        (!in_memory && crc32c::crc32c(block) != *crc).then_some(index)
-    })
+    let bad = blocks.iter().zip(crcs).position(|(block, crc)| crc32c::crc32c(block) != *crc)?;
+    u32::try_from(bad).ok()
 }
 
 /// A CRC page, if it is the one that the header names.

@@ -48,6 +48,22 @@ pub(crate) struct SeenBlocks {
     pub(crate) images: Vec<(u32, Rc<BlockBytes>)>,
 }
 
+impl SeenBlocks {
+    /// The blocks that are read from their place: (first, how many), counted from the first of all.
+    pub(crate) fn runs_in_place(&self) -> Vec<(u32, u32)> {
+        let end = u32::try_from(self.crcs.len()).unwrap_or(u32::MAX);
+        let mut runs = Vec::new();
+        let mut from = 0;
+        for image in self.images.iter().map(|(index, _)| *index).chain([end]) {
+            if image > from {
+                runs.push((from, image - from));
+            }
+            from = image + 1;
+        }
+        runs
+    }
+}
+
 impl Replica {
     /// Blocks that have a place: all of the content but a partial block that is in memory.
     pub(crate) fn blocks_in_place(&self) -> u32 {

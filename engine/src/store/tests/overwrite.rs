@@ -501,6 +501,24 @@ fn a_flipped_block_is_repaired_with_its_own_content_and_nothing_else() {
     }
 }
 
+/// A sector that cannot be read is what a repair is for: its image is served without looking there.
+#[test]
+fn a_block_that_cannot_be_read_is_repaired_and_read() {
+    let (rig, content) = rig_with(30_000);
+    let sector = |times| Rule::new(Op::Read, Fault::Error(libc::EIO)).on(slot(&rig)).times(times);
+    repair(&rig, 2, &content[8192..12_288]).unwrap();
+    repair(&rig, 5, &content[20_480..24_576]).unwrap();
+    let before = rig.sim.disk().stats().reads;
+    assert!(rig.read_all(7, Upto::Durable).unwrap() == content);
+    assert_eq!(rig.sim.disk().stats().reads - before, 3, "the runs around the two images");
+    rig.sim.disk().inject(sector(u64::MAX));
+    for block in [2, 5] {
+        let read = rig.on(7, move |_, store| async move { store.read(CHUNK, block * 4096, 4096, Upto::Durable).await });
+        assert!(read.unwrap().buf.as_ref() == &content[block as usize * 4096..][..4096]);
+    }
+    assert_eq!(rig.read_all(7, Upto::Durable), Err(StoreError::BadBlock(0)));
+}
+
 #[test]
 fn a_crash_during_a_repair_leaves_the_block_bad_or_right() {
     for seed in 0..3 {
