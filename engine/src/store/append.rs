@@ -48,6 +48,8 @@ impl<R: Runtime> Store<R> {
             if chunk.allocated < align_up(entry.offset + entry.length) {
                 return Err(StoreError::NoSpace);
             }
+            let (first, end) = (entry.offset / BLOCK, (entry.offset + entry.length) / BLOCK);
+            assert!(!chunk.replica.redo.any(first, end), "no block is written by two at a time (rule R19)");
             (Rc::clone(chunk.replica.open_tail()), chunk.file.clone())
         };
         let bytes = content(&payload, entry.length, &entry.crcs)?;

@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod model;
 mod overwrite;
+mod repair;
 mod rig;
 mod smoke;
 mod workload;
