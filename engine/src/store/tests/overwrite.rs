@@ -361,6 +361,35 @@ fn memory_for_images_is_bounded_and_a_checkpoint_makes_room() {
     });
 }
 
+/// Three operations of 16 MiB that nobody ends hold 48 MiB: they go, oldest first, when others are refused.
+#[test]
+fn abandoned_operations_do_not_keep_the_memory_for_images() {
+    let rig = Rig::start_with(1, &new_disk(), 1, 256 << 20).unwrap();
+    for chunk in 7..=10 {
+        rig.create(chunk);
+        (0..16).for_each(|op| rig.append(chunk, op + 1, &bytes(op, 1 << 20)).unwrap());
+    }
+    rig.on(7, |rt, store| async move {
+        for chunk in 7..=9 {
+            let first = Entry { parts: 16, op_len: 16 << 20, ..below(&store, chunk, 17, 0, &bytes(1, 1 << 20)) };
+            let done = accept(&rt, &store, &first, &bytes(1, 1 << 20), &Edges::default()).await.unwrap();
+            done.await.unwrap();
+        }
+        let begun = |chunk| store.view(ChunkHandle(chunk)).unwrap().last_seq == Seq(17);
+        assert!(store.inner.redo.bytes() >= 48 << 20 && (7..=9).all(begun));
+        for op in 100..140 {
+            let mut tries = 0;
+            let offset = u32::try_from(op % 16).unwrap() << 20;
+            while overwrite(&rt, &store, 10, op, offset, &bytes(op, 1 << 20)).await == Err(StoreError::Busy) {
+                tries += 1;
+                assert!(tries < 1000, "no room is made");
+                rt.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        assert!(!begun(7) && begun(9), "the oldest is gone, what does no harm is left");
+    });
+}
+
 #[test]
 fn what_never_fits_the_journal_is_told_from_what_does_not_fit_now() {
     let rig = Rig::start_with(1, &new_disk(), 1, 256 << 10).unwrap();
