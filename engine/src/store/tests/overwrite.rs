@@ -1,11 +1,14 @@
 //! Overwrites: what is read when, what is refused, and what is left after a crash.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use wire::{ChunkHandle, Epoch, Seq};
 
 use super::rig::{EPOCH, Rig, TERM, append, below, bytes, entry, new_disk, overwrite, payload, read_all};
-use crate::runtime::sim::{Fault, Op, Rule, SimRuntime};
+use super::workload::{Shared, Worker};
+use crate::runtime::sim::{Fault, Op, Rng, Rule, SimRuntime};
 use crate::runtime::{FileId, Runtime};
 use crate::store::header::{Flags, SlotState};
 use crate::store::overwrite::REDO_MAX;
@@ -199,6 +202,58 @@ fn a_read_on_its_way_while_a_checkpoint_writes_the_block_is_old_or_new() {
         disk.heal();
     }
     assert_eq!(rig.store(7).counters().bad_blocks, 0, "no read found rot");
+}
+
+/// A writer that appends, overwrites and repairs, checkpoints of it all, and a reader beside it whose
+/// reads take long now and then.
+#[test]
+fn every_read_beside_writes_shows_one_state_and_no_older_one_than_was_acknowledged() {
+    let mut reads = 0;
+    for seed in 1..=6 {
+        eprintln!("seed {seed}");
+        let rig = Rig::start_with(seed, &new_disk(), 1, 1 << 20).unwrap();
+        let delay = Fault::Delay(Duration::from_millis(4));
+        rig.sim.disk().inject(Rule::new(Op::Read, delay).one_in(3).times(u64::MAX));
+        let model = Shared::default();
+        let writer = Worker {
+            rt: rig.on(7, |rt, _| async move { rt }),
+            store: rig.store(7),
+            model: Rc::clone(&model),
+            chunk: 7,
+            rng: Rng::new(seed, 1),
+            size_max: 30_000,
+        };
+        reads += rig.on(7, move |rt, store| async move {
+            let done = Rc::new(Cell::new(false));
+            let ended = Rc::clone(&done);
+            let write = async move {
+                writer.write_for(120).await;
+                ended.set(true);
+            };
+            let read = async move {
+                let (mut rng, mut reads) = (Rng::new(seed, 2), 0);
+                while !done.get() {
+                    rt.sleep(Duration::from_micros(rng.below(800))).await;
+                    let (from, len) = match model.borrow_mut().chunk(7) {
+                        history if history.now().content.is_empty() => continue,
+                        history => (history.acknowledged(), history.now().content.len() as u64),
+                    };
+                    let at = usize::try_from(rng.below(len) / 4096 * 4096).unwrap();
+                    let most = usize::try_from(1 + rng.below(100_000)).unwrap();
+                    let (offset, length) = (u32::try_from(at).unwrap(), u32::try_from(most).unwrap());
+                    let read = store.read(CHUNK, offset, length, Upto::Durable).await.unwrap();
+                    let bytes = &read.buf.as_ref()[..read.len as usize];
+                    let shown = model.borrow_mut().chunk(7).showing(from, at, most, bytes);
+                    assert!(shown.is_some(), "{most} bytes at {at} are of no state");
+                    reads += 1;
+                }
+                reads
+            };
+            futures_util::join!(write, read).1
+        });
+        assert_eq!(rig.store(7).counters().bad_blocks, 0);
+    }
+    assert!(reads > 600, "{reads}");
 }
 
 #[test]

@@ -38,6 +38,24 @@ impl Worker {
         }
     }
 
+    /// Makes a chunk and keeps it open: appends, overwrites, repairs, checkpoints.
+    pub(super) async fn write_for(mut self, steps: usize) {
+        self.create().await;
+        self.append(3).await;
+        for _ in 0..steps {
+            match self.rng.below(10) {
+                0 => self.append(1).await,
+                1 => self.append(2).await,
+                2 => self.repair().await,
+                3 => self.overwrite_tail().await,
+                4 => self.overwrite(3).await,
+                5 => self.checkpoint_soon(),
+                6 => self.rt.sleep(std::time::Duration::from_millis(self.rng.below(10))).await,
+                _ => self.overwrite(1).await,
+            }
+        }
+    }
+
     fn handle(&self) -> ChunkHandle {
         ChunkHandle(self.chunk)
     }
