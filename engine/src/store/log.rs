@@ -158,6 +158,11 @@ impl<F: Clone> Log<F> {
         page_up(bytes as u64) + PAGE as u64 <= self.limit(Class::Work)
     }
 
+    /// Whether `bytes` of new work fit now, in however many batches.
+    pub(crate) fn has_space(&self, bytes: usize) -> bool {
+        page_up(self.used() + bytes as u64) + PAGE as u64 <= self.limit(Class::Work)
+    }
+
     fn limit(&self, class: Class) -> u64 {
         match class {
             Class::Work => self.log_bytes - (self.log_bytes / 10).max(CONTROL_RESERVE.min(self.log_bytes / 4)),

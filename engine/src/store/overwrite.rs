@@ -165,8 +165,10 @@ impl<R: Runtime> Inner<R> {
         if bytes > REDO_MAX || !state.log.fits_empty(if in_parts { 2 * journal } else { journal }) {
             return Err(StoreError::BadRange);
         }
-        if self.redo.bytes() + bytes > REDO_MAX {
-            state.images_refused = true;
+        let fits_memory = self.redo.bytes() + bytes <= REDO_MAX;
+        state.images_refused |= !fits_memory;
+        // What is kept for the control records is not begun with: all of an operation fits before it.
+        if !fits_memory || !state.log.has_space(journal) {
             self.checkpoint_soon(state);
             return Err(StoreError::Busy);
         }

@@ -466,6 +466,9 @@ fn what_never_fits_the_journal_is_told_from_what_does_not_fit_now() {
         let held = store.inner.checkpoints.lock().await;
         overwrite(&rt, &store, 7, 2, 0, &bytes(2, 120_000)).await.unwrap();
         assert_eq!(overwrite(&rt, &store, 7, 3, 0, &bytes(3, 120_000)).await, Err(StoreError::Busy));
+        let part = Entry { parts: 3, op_len: 60_000, ..below(&store, 7, 3, 0, &[1; 4096]) };
+        let begun = accept(&rt, &store, &part, &[1; 4096], &Edges::default()).await.map(drop);
+        assert_eq!(begun, Err(StoreError::Busy), "its other parts would not fit");
         drop(held);
         store.inner.checkpoint().await;
         overwrite(&rt, &store, 7, 3, 0, &bytes(3, 120_000)).await.unwrap();
