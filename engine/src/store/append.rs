@@ -5,12 +5,12 @@ use std::future::Future;
 use std::io;
 use std::rc::Rc;
 
-use wire::{ChunkHandle, Epoch, Seq};
+use wire::{ChunkHandle, Epoch, Seq, StreamId};
 
 use super::StoreError;
 use super::layout::{BLOCK, PART_MAX, align_down, align_up};
 use super::log::Class;
-use super::record::{Append, Body, Op};
+use super::record::{Append, Body, FORGET_MAX, Op};
 use super::replica::{Tail, cut_blocks, no_stream};
 use super::shard::{Inner, State, Store};
 use super::types::Entry;
@@ -80,6 +80,37 @@ impl<R: Runtime> Store<R> {
         Ok(done.wait())
     }
 
+    /// FORGET: streams that are over leave the dedup table. An entry of the log like an append: accepted
+    /// now, and the future resolves when it and all before it are durable here. `streams`: 1 to 256.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::append`], and `NotNext` within an operation of several parts.
+    pub fn forget(
+        &self,
+        chunk: ChunkHandle,
+        epoch: Epoch,
+        seq: Seq,
+        committed_seq: Seq,
+        streams: &[StreamId],
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + use<R>, StoreError> {
+        let inner = &self.inner;
+        inner.check()?;
+        if !(1..=FORGET_MAX).contains(&streams.len()) {
+            return Err(StoreError::BadRange);
+        }
+        {
+            let state = inner.state.borrow();
+            let chunk = state.live(chunk)?;
+            chunk.replica.check_whole(epoch, seq.0)?;
+            if !chunk.created {
+                return Err(StoreError::Busy);
+            }
+        }
+        let body = Body::Forget { op: no_stream(seq.0, committed_seq.0), streams: streams.to_vec() };
+        Ok(inner.accept(chunk, epoch, 0, &body, Class::Work)?.wait())
+    }
+
     /// Takes space for bytes up to `len` of the chunk (rounded up in the format's steps), so that
     /// appends below it never meet a full disk. Cheap when it is there already.
     ///
@@ -92,7 +123,8 @@ impl<R: Runtime> Store<R> {
     }
 
     /// Accepts FINAL: `len` and `digest` must be this replica's own. Nothing of this epoch is accepted
-    /// after it. Durable on return; accepted when first polled, so poll it before the next call.
+    /// after it. Durable on return; accepted when first polled, so poll it before the next call. Of a
+    /// re-opened chunk it is accepted once the block at its end was read: wait for it.
     ///
     /// # Errors
     ///
@@ -106,14 +138,17 @@ impl<R: Runtime> Store<R> {
         digest: [u8; 16],
     ) -> Result<(), StoreError> {
         self.inner.check()?;
-        {
+        let in_memory = {
             let state = self.inner.state.borrow();
             let replica = &state.live(chunk)?.replica;
             replica.check_whole(epoch, seq.0)?;
-            // An open chunk's checksums are all in memory.
-            if replica.digest_of_all() != Some(digest) {
-                return Err(StoreError::Mismatch);
-            }
+            replica.digest_of_all()
+        };
+        // An open chunk's checksums are all in memory; the end of a re-opened one may not be. What is
+        // accepted meanwhile takes the number of this entry, which is then refused.
+        let own = if in_memory.is_some() { in_memory } else { self.digest_to_seal(chunk).await? };
+        if own != Some(digest) {
+            return Err(StoreError::Mismatch);
         }
         let body = Body::Final { op: no_stream(seq.0, 0), len, digest };
         let done = self.inner.accept(chunk, epoch, 0, &body, Class::Control)?;

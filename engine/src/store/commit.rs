@@ -134,7 +134,9 @@ impl<R: Runtime> Inner<R> {
         for (handle, end) in &group.ends {
             if let Some(chunk) = state.chunks.get_mut(handle) {
                 chunk.durable = end.clone();
-                chunk.replica.advance_committed(end.seq);
+                if end.epoch == chunk.replica.hdr.epoch {
+                    chunk.replica.advance_committed(end.seq);
+                }
                 chunk.created = true;
             }
         }

@@ -72,7 +72,7 @@ impl Fold {
             return Err(NotReplayed(head.kind));
         };
         match (&mut self.held, &body) {
-            (_, Body::Overwrite { .. } | Body::Repair(_) | Body::Reopen(_) | Body::Install(_)) => {
+            (_, Body::Overwrite { .. } | Body::Repair(_) | Body::Install(_)) => {
                 return Err(NotReplayed(head.kind));
             }
             (Held::Free(hdr), Body::Create(create)) => {

@@ -168,7 +168,13 @@ impl Hdr {
         usize::from(self.child_copy & child.bit() != 0)
     }
 
-    /// Sealed, or condemned after it: the partial block goes in place.
+    /// The partial block at the end lies in place, or goes there with the next checkpoint: the content is
+    /// final, or its length is.
+    pub(crate) fn tail_goes_in_place(&self) -> bool {
+        self.content_is_final() || self.flags.has(Flags::FIXED)
+    }
+
+    /// Sealed, or condemned after it.
     pub(crate) fn content_is_final(&self) -> bool {
         self.state == SlotState::Sealed || (self.state == SlotState::Condemned && self.prior_state == SlotState::Sealed)
     }

@@ -16,7 +16,7 @@ pub(crate) struct Image {
     pub(crate) hdr: Hdr,
     /// Offset in the slot file, and page. Never a copy that the header before named (rule R13).
     pub(crate) children: Vec<(u64, Box<Page>)>,
-    /// The partial block of a sealed chunk, which a journal record or TAIL holds until this is durable.
+    /// The partial block of a chunk whose length is fixed, which a journal record or TAIL holds until this is durable.
     pub(crate) in_place: Option<(u64, Box<Page>)>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn of(replica: &Replica, boot_gen: u64, ckpt_lsn: u64) -> Image {
     if replica.dedup_dirty {
         put_dedup(replica, &mut hdr, &mut children);
     }
-    let in_place = (hdr.content_is_final() && !replica.tail.is_empty())
+    let in_place = (hdr.tail_goes_in_place() && !replica.tail.is_empty())
         .then(|| (u64::from(hdr.durable_len / BLOCK) * u64::from(BLOCK), padded(&replica.tail)));
     Image { slot: hdr.common.number, hdr, children, in_place }
 }
@@ -77,7 +77,7 @@ fn put(hdr: &mut Hdr, children: &mut Vec<(u64, Box<Page>)>, child: Child, page: 
 }
 
 fn put_tail(replica: &Replica, hdr: &mut Hdr, children: &mut Vec<(u64, Box<Page>)>) {
-    if hdr.content_is_final() || replica.tail.is_empty() {
+    if hdr.tail_goes_in_place() || replica.tail.is_empty() {
         (hdr.tail_len, hdr.tail_crc) = (0, 0);
         hdr.child_present &= !Child::Tail.bit();
     } else if replica.tail_dirty {

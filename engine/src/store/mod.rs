@@ -39,6 +39,7 @@ mod page;
 mod read;
 mod record;
 mod recover;
+mod reopen;
 mod replica;
 mod seal;
 mod shard;
@@ -54,5 +55,5 @@ pub use open::{DiskLock, identity};
 pub use recover::{Recovered, ShardSeed, recover};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
-    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, RecoverySummary, Space, Upto, View,
+    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, RecoverySummary, ReopenArgs, Space, Upto, View,
 };

@@ -61,7 +61,11 @@ impl<R: Runtime> Store<R> {
         }
         if promised.state != ReplicaState::Sealed {
             // What was accepted before the promise does not change any more.
-            promised.digest = inner.digest_of(chunk, promised.len, &tail).await?;
+            let in_memory = tail.len() == (promised.len % BLOCK) as usize;
+            promised.digest = match in_memory {
+                true => inner.digest_of(chunk, promised.len, &tail).await?,
+                false => self.digest(chunk, promised.len).await?,
+            };
         }
         Ok(promised)
     }
@@ -154,14 +158,13 @@ impl<R: Runtime> Store<R> {
         if inner.is_sealed_as(chunk, len, digest)? {
             return inner.flushed().await;
         }
-        inner.load_content_crcs(chunk).await?;
+        inner.state.borrow().live(chunk)?.replica.check_seal(epoch, len)?;
+        if self.digest_to_seal(chunk).await? != Some(digest) {
+            return Err(StoreError::Mismatch);
+        }
         let table = {
             let state = inner.state.borrow();
             let replica = &state.live(chunk)?.replica;
-            replica.check_seal(epoch, len)?;
-            if replica.digest_of_all() != Some(digest) {
-                return Err(StoreError::Mismatch);
-            }
             dedup.unwrap_or_else(|| replica.dedup.entries())
         };
         let body = Body::Seal(Seal { term, len, last_seq: last_seq.0, digest, dedup: Cow::Owned(table) });
@@ -236,6 +239,24 @@ impl<R: Runtime> Store<R> {
         let block = self.read(chunk, start, BLOCK.min(CHUNK_CAPACITY - start), Upto::Durable).await?;
         let tail = block.buf.as_ref().get(..rest).ok_or(StoreError::BadRange)?;
         inner.digest_of(chunk, len, tail).await
+    }
+}
+
+impl<R: Runtime> Store<R> {
+    /// Digest of what a seal would fix now; `None` when checksums, or the block at the end, are damaged.
+    pub(crate) async fn digest_to_seal(&self, chunk: ChunkHandle) -> Result<Option<[u8; 16]>, StoreError> {
+        self.inner.load_content_crcs(chunk).await?;
+        {
+            let state = self.inner.state.borrow();
+            let replica = &state.live(chunk)?.replica;
+            if replica.has_end() {
+                return Ok(replica.digest_of_all());
+            }
+        }
+        match self.digest(chunk, u32::MAX).await {
+            Err(StoreError::BadBlock(_)) => Ok(None),
+            digest => digest.map(Some),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::batch::{Chain, Subject};
 use super::cache::CrcCache;
 use super::event::{Event, Outcome, Tally};
 use super::files::Files;
-use super::header::{Flags, Hdr};
+use super::header::{Flags, Hdr, SlotState};
 use super::io::Io;
 use super::log::{Class, End, Log};
 use super::record::Body;
@@ -139,7 +139,7 @@ impl FreeSlot {
 impl<R: Runtime> Chunk<R> {
     fn from_seed(seed: Seed) -> Self {
         let replica = Replica::loaded(seed.hdr, shared(&seed.tail), super::dedup::DedupTable::new(&seed.dedup));
-        let durable = End { len: replica.hdr.durable_len, seq: replica.hdr.last_seq, tail: Rc::clone(&replica.tail) };
+        let durable = end_of(&replica);
         let allocated = replica.hdr.written_upto;
         Self {
             replica,
@@ -163,9 +163,19 @@ impl<R: Runtime> Chunk<R> {
     }
 
     fn end(&self) -> End {
-        let hdr = &self.replica.hdr;
-        End { len: hdr.durable_len, seq: hdr.last_seq, tail: Rc::clone(&self.replica.tail) }
+        end_of(&self.replica)
     }
+
+    /// Last durable entry of the epoch; a chunk that was just re-opened has none.
+    fn durable_seq(&self) -> u64 {
+        let hdr = &self.replica.hdr;
+        if self.durable.epoch == hdr.epoch || hdr.state != SlotState::Open { self.durable.seq } else { 0 }
+    }
+}
+
+fn end_of(replica: &Replica) -> End {
+    let hdr = &replica.hdr;
+    End { len: hdr.durable_len, seq: hdr.last_seq, epoch: hdr.epoch, tail: Rc::clone(&replica.tail) }
 }
 
 impl<R: Runtime> State<R> {
@@ -246,11 +256,12 @@ impl<R: Runtime> Store<R> {
             len: replica.len(),
             last_seq: Seq(replica.last_seq()),
             durable_len: chunk.durable.len,
-            durable_seq: Seq(chunk.durable.seq),
+            durable_seq: Seq(chunk.durable_seq()),
             committed_len: hdr.committed_len,
             committed_seq: Seq(hdr.committed_seq),
             closed: hdr.flags.has(Flags::CLOSED),
             filled: hdr.flags.has(Flags::FILLED),
+            fixed: hdr.flags.has(Flags::FIXED),
             sealed_len: if sealed { hdr.sealed_len } else { 0 },
             digest: if sealed { hdr.sealed_digest } else { [0; 16] },
             suspect_seq: Seq(hdr.suspect_seq),
@@ -286,7 +297,7 @@ impl<R: Runtime> Store<R> {
             && !chunk.replica.is_fenced()
         {
             chunk.replica.claim_committed(seq.0);
-            chunk.replica.advance_committed(chunk.durable.seq);
+            chunk.replica.advance_committed(chunk.durable_seq());
         }
     }
 

@@ -79,6 +79,25 @@ pub struct CreateArgs {
     pub dedup: Vec<DedupEntry>,
 }
 
+/// REOPEN.
+#[derive(Clone, Debug)]
+pub struct ReopenArgs {
+    /// The master's term.
+    pub term: Term,
+    /// A sealed chunk.
+    pub chunk: ChunkHandle,
+    /// The epoch that begins, above every other of the chunk.
+    pub epoch: Epoch,
+    /// Its chain, 1 to 8 servers.
+    pub members: Vec<ServerId>,
+    /// Place in the chain; the head is zero.
+    pub my_position: u8,
+    /// The sealed length.
+    pub len: u32,
+    /// The sealed digest.
+    pub digest: [u8; 16],
+}
+
 /// One log entry with bytes: an APPEND (FILL is made by [`super::Store::fill`]).
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -143,6 +162,8 @@ pub struct View {
     pub closed: bool,
     /// Content set by a seal, not confirmed.
     pub filled: bool,
+    /// Re-opened: its length may not change.
+    pub fixed: bool,
     /// Length when sealed, else zero.
     pub sealed_len: u32,
     /// Sealed digest; zero while not sealed.

@@ -4,6 +4,7 @@ mod costs;
 mod crash;
 mod faults;
 mod model;
+mod reborn;
 mod rig;
 mod smoke;
 mod workload;

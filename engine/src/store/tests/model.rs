@@ -22,11 +22,15 @@ pub(super) struct Snap {
     pub(super) last_seq: u64,
     pub(super) closed: bool,
     pub(super) filled: bool,
+    /// Re-opened.
+    pub(super) fixed: bool,
+    /// State before condemned.
+    pub(super) prior: Option<ReplicaState>,
     pub(super) dedup: Rc<Vec<DedupEntry>>,
 }
 
 impl Snap {
-    fn absent() -> Self {
+    pub(super) fn absent() -> Self {
         Self {
             state: None,
             epoch: 0,
@@ -35,6 +39,8 @@ impl Snap {
             last_seq: 0,
             closed: false,
             filled: false,
+            fixed: false,
+            prior: None,
             dedup: Rc::default(),
         }
     }
@@ -146,6 +152,7 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
         let promised = promises.into_iter().any(|promised| promised == view.promised.0);
         (view.state, view.durable_len as usize, view.last_seq, view.epoch, view.closed, view.filled, promised)
             == (state, snap.content.len(), Seq(snap.last_seq), Epoch(snap.epoch), snap.closed, snap.filled, true)
+            && view.fixed == snap.fixed
     };
     let found = (oldest..history.snaps.len()).find(may_be);
     let Some(found) = found else {
@@ -159,6 +166,9 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
             view.committed_len <= view.durable_len && view.committed_seq.0 <= history.committed.max(view.last_seq.0)
         );
         assert_eq!(store.dedup(ChunkHandle(chunk)), *snap.dedup, "chunk {chunk}: dedup table");
+        if view.fixed {
+            assert_eq!(view.committed_len, view.durable_len, "what was sealed stays committed");
+        }
         if view.state != ReplicaState::Condemned {
             let content = rig.on(chunk, move |_, store| async move {
                 let digest = store.digest(ChunkHandle(chunk), u32::MAX).await;
@@ -167,8 +177,10 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
             let want = (Ok(snap.content.as_ref().clone()), Ok(snap.digest()));
             assert!(content == want, "chunk {chunk}: content or digest differs");
         }
-        if snap.state == Some(ReplicaState::Open) {
-            snap.state = Some(ReplicaState::Rwr);
+        for state in [&mut snap.state, &mut snap.prior] {
+            if *state == Some(ReplicaState::Open) {
+                *state = Some(ReplicaState::Rwr);
+            }
         }
         snap.promised = view.promised.0;
         history.committed = view.committed_seq.0;
@@ -183,14 +195,15 @@ impl std::fmt::Debug for Brief<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let brief = self.0.iter().map(|snap| {
             format!(
-                "{:?} epoch {} promised {} len {} last {} closed {} filled {}",
+                "{:?} epoch {} promised {} len {} last {} closed {} filled {} fixed {}",
                 snap.state,
                 snap.epoch,
                 snap.promised,
                 snap.content.len(),
                 snap.last_seq,
                 snap.closed,
-                snap.filled
+                snap.filled,
+                snap.fixed
             )
         });
         f.debug_list().entries(brief).finish()

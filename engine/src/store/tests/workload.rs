@@ -5,13 +5,13 @@ use std::rc::Rc;
 
 use wire::checksum::block_crcs;
 use wire::member::ReplicaState;
-use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, StreamId};
+use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, ServerId, StreamId};
 
 use super::model::{Model, Snap, digest};
 use super::rig::{STREAM, TERM, bytes, create_args, payload, read_all};
 use crate::runtime::Runtime;
 use crate::runtime::sim::{Rng, SimRuntime};
-use crate::store::{Entry, Store, StoreError, Upto};
+use crate::store::{Entry, ReopenArgs, Store, StoreError, Upto};
 
 /// Shared with whoever checks.
 pub(super) type Shared = Rc<RefCell<Model>>;
@@ -67,8 +67,10 @@ impl Worker {
         let now = self.now();
         match now.state {
             None => self.create().await,
+            Some(ReplicaState::Condemned) if self.one_in(3) => self.restore().await,
             Some(ReplicaState::Condemned) => self.free().await,
             Some(ReplicaState::Sealed) if self.one_in(4) => self.condemn().await,
+            Some(ReplicaState::Sealed) if self.one_in(3) => self.reopen().await,
             Some(ReplicaState::Sealed) => self.read().await,
             Some(_) if self.one_in(80) => self.condemn().await,
             Some(_) if now.filled || now.closed => self.confirm().await,
@@ -78,7 +80,15 @@ impl Worker {
                 _ => self.fill_and_seal().await,
             },
             Some(ReplicaState::Rwr) => self.prepare().await,
-            Some(ReplicaState::Open) => match self.rng.below(24) {
+            Some(ReplicaState::Open) if now.fixed => match self.rng.below(6) {
+                0 => self.prepare().await,
+                1 => self.forget().await,
+                2 => self.reopen_again().await,
+                3 => self.read().await,
+                _ => self.finish().await,
+            },
+            Some(ReplicaState::Open) => match self.rng.below(26) {
+                24.. => self.forget().await,
                 0 => self.prepare().await,
                 1 => self.finish().await,
                 2..4 => self.read().await,
@@ -122,6 +132,8 @@ impl Worker {
             last_seq: 0,
             closed: false,
             filled: false,
+            fixed: false,
+            prior: None,
         };
         let store = self.store.clone();
         self.issue(snap, async move { store.create(args).await }).await;
@@ -237,8 +249,8 @@ impl Worker {
         snap.closed = true;
         snap.last_seq += 1;
         let (store, handle, seq) = (self.store.clone(), self.handle(), Seq(snap.last_seq));
-        let (len, digest) = (u32::try_from(snap.content.len()).unwrap(), snap.digest());
-        self.issue(snap, async move { store.finish(handle, Epoch(1), seq, len, digest).await }).await;
+        let (len, digest, epoch) = (u32::try_from(snap.content.len()).unwrap(), snap.digest(), Epoch(snap.epoch));
+        self.issue(snap, async move { store.finish(handle, epoch, seq, len, digest).await }).await;
     }
 
     pub(super) async fn prepare(&mut self) {
@@ -263,7 +275,7 @@ impl Worker {
     /// As a member that the source is ahead of; sometimes abandoned, sometimes begun again.
     pub(super) async fn fill_and_seal(&mut self) {
         let now = self.now();
-        let more = if self.one_in(3) { 0 } else { self.size() };
+        let more = if now.fixed || self.one_in(3) { 0 } else { self.size() };
         let content = [now.content.as_slice(), &bytes(self.rng.next(), more)].concat();
         let epoch = Epoch(now.promised);
         let abandon = self.one_in(4);
@@ -306,7 +318,7 @@ impl Worker {
         let mut snap = self.now();
         let epoch = if snap.filled { snap.promised } else { snap.epoch };
         snap.state = Some(ReplicaState::Sealed);
-        (snap.filled, snap.closed) = (false, false);
+        (snap.filled, snap.closed, snap.fixed) = (false, false, false);
         snap.epoch = epoch;
         let (store, handle) = (self.store.clone(), self.handle());
         let (len, digest) = (u32::try_from(snap.content.len()).unwrap(), snap.digest());
@@ -325,15 +337,100 @@ impl Worker {
 
     pub(super) async fn condemn(&mut self) {
         let mut snap = self.now();
-        snap.state = Some(ReplicaState::Condemned);
+        snap.prior = snap.state.replace(ReplicaState::Condemned);
         let (store, handle) = (self.store.clone(), self.handle());
         self.issue(snap, async move { store.condemn(TERM, handle, 5, 1).await }).await;
     }
 
     pub(super) async fn free(&mut self) {
         let mut snap = self.now();
-        snap.state = None;
+        snap = Snap { promised: snap.promised, ..Snap::absent() };
         let (store, handle) = (self.store.clone(), self.handle());
         self.issue(snap, async move { store.free(TERM, handle, 5).await }).await;
+    }
+
+    /// Some of the streams, and one that nobody knows.
+    pub(super) async fn forget(&mut self) {
+        let mut snap = self.now();
+        let mut streams = vec![StreamId([77; 16])];
+        streams.extend(snap.dedup.iter().map(|entry| entry.id.stream).filter(|_| self.rng.below(2) == 0));
+        snap.last_seq += 1;
+        snap.dedup = Rc::new(snap.dedup.iter().filter(|entry| !streams.contains(&entry.id.stream)).copied().collect());
+        let (store, handle, seq, epoch) = (self.store.clone(), self.handle(), Seq(snap.last_seq), Epoch(snap.epoch));
+        self.issue(snap, async move { store.forget(handle, epoch, seq, Seq(0), &streams)?.await }).await;
+    }
+
+    pub(super) async fn restore(&mut self) {
+        let mut snap = self.now();
+        snap.state = snap.prior.take();
+        if snap.state == Some(ReplicaState::Open) {
+            snap.state = Some(ReplicaState::Rwr);
+        }
+        let (store, handle) = (self.store.clone(), self.handle());
+        self.issue(snap, async move { store.restore(TERM, handle, 6).await }).await;
+    }
+
+    /// So that the end of the content is inside a block.
+    pub(super) async fn append_tail(&mut self) {
+        while self.now().content.len().is_multiple_of(4096) {
+            self.append(1).await;
+        }
+    }
+
+    /// The content as it is, under the promised epoch.
+    pub(super) async fn seal(&mut self) {
+        let mut snap = self.now();
+        snap.filled = true;
+        let (store, handle, seq, epoch) = (self.store.clone(), self.handle(), Seq(snap.last_seq), Epoch(snap.promised));
+        let (len, digest) = (u32::try_from(snap.content.len()).unwrap(), snap.digest());
+        self.issue(snap, async move { store.seal(TERM, handle, epoch, seq, len, digest, None).await }).await;
+    }
+
+    fn reopen_args(&self, snap: &Snap) -> ReopenArgs {
+        ReopenArgs {
+            term: TERM,
+            chunk: self.handle(),
+            epoch: Epoch(snap.epoch),
+            members: vec![ServerId(1), ServerId(3), ServerId(4)],
+            my_position: 2,
+            len: u32::try_from(snap.content.len()).unwrap(),
+            digest: snap.digest(),
+        }
+    }
+
+    pub(super) async fn reopen(&mut self) {
+        let mut snap = self.now();
+        let mut wrong = self.reopen_args(&snap);
+        assert_eq!(self.store.reopen(wrong.clone()).await, Err(StoreError::StaleEpoch(Epoch(snap.promised))));
+        snap.epoch = snap.promised + 1 + u32::try_from(self.rng.below(2)).unwrap();
+        (wrong.epoch, wrong.digest) = (Epoch(snap.epoch), [1; 16]);
+        assert_eq!(self.store.reopen(wrong).await, Err(StoreError::Mismatch));
+        (snap.promised, snap.last_seq, snap.fixed) = (snap.epoch, 0, true);
+        snap.state = Some(ReplicaState::Open);
+        let args = self.reopen_args(&snap);
+        let (store, handle) = (self.store.clone(), self.handle());
+        let (model, chunk) = (Rc::clone(&self.model), self.chunk);
+        self.issue(snap, async move {
+            let result = store.reopen(args).await;
+            if result.is_ok() {
+                model.borrow_mut().chunk(chunk).committed = 0;
+                let view = store.view(handle).unwrap();
+                assert_eq!((view.durable_seq, view.committed_seq, view.my_position), (Seq(0), Seq(0), 2));
+            }
+            result
+        })
+        .await;
+    }
+
+    /// An answer that was lost: nothing changes.
+    async fn reopen_again(&mut self) {
+        let args = self.reopen_args(&self.now());
+        let before = self.store.view(self.handle());
+        match self.store.reopen(args.clone()).await {
+            Ok(()) => assert_eq!(self.store.view(self.handle()), before),
+            other => panic!("{other:?}"),
+        }
+        let other = self.store.reopen(ReopenArgs { my_position: 1, ..args }).await;
+        assert_eq!(other, Err(StoreError::Mismatch));
     }
 }
