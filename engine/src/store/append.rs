@@ -8,7 +8,7 @@ use std::rc::Rc;
 use wire::{ChunkHandle, Epoch, Seq, StreamId};
 
 use super::StoreError;
-use super::layout::{BLOCK, PART_MAX, align_down, align_up};
+use super::layout::{BLOCK, PART_MAX, align_up};
 use super::log::Class;
 use super::record::{Append, Body, FORGET_MAX, Op};
 use super::replica::{Tail, cut_blocks, no_stream};
@@ -232,25 +232,8 @@ impl<R: Runtime> Inner<R> {
         if align_up(len) <= allocated {
             return Ok(());
         }
-        let root = &self.shared.root;
-        let space = self.io.rt.space(root).await.map_err(|error| StoreError::ReadFailed(error.to_string()))?;
-        if space.free < space.total / 50 {
-            return Err(StoreError::NoSpace);
-        }
         let file = self.file(slot).await.map_err(|error| StoreError::ReadFailed(error.to_string()))?;
-        let from = align_down(allocated);
-        for end in [step(len), align_up(len)] {
-            match self.io.rt.preallocate(&file, u64::from(from), u64::from(end - from)).await {
-                Ok(()) => {
-                    let mut state = self.state.borrow_mut();
-                    state.raise_allocated(slot, end);
-                    return Ok(());
-                }
-                Err(error) if is_full(&error) => {}
-                Err(error) => return Err(StoreError::ReadFailed(error.to_string())),
-            }
-        }
-        Err(StoreError::NoSpace)
+        self.take_space(slot, &file, len, &[step(len), align_up(len)]).await
     }
 }
 
@@ -271,6 +254,13 @@ impl<R: Runtime> State<R> {
         let of_chunk = |chunk: &super::shard::Chunk<R>| chunk.replica.hdr.written_upto;
         let chunk = self.by_slot.get(&slot).and_then(|handle| self.chunks.get(handle)).map(of_chunk);
         let free = || self.free.iter().find(|free| free.hdr.common.number == slot).map(|free| free.hdr.written_upto);
+        chunk.or_else(free).unwrap_or(0)
+    }
+
+    /// Data bytes of a slot that have space.
+    pub(crate) fn allocated(&self, slot: u32) -> u32 {
+        let chunk = self.by_slot.get(&slot).and_then(|handle| self.chunks.get(handle)).map(|chunk| chunk.allocated);
+        let free = || self.free.iter().find(|free| free.hdr.common.number == slot).map(|free| free.allocated);
         chunk.or_else(free).unwrap_or(0)
     }
 

@@ -172,10 +172,14 @@ impl<R: Runtime> State<R> {
             let end = u32::try_from(*at).unwrap_or(u32::MAX).saturating_add(BLOCK);
             self.raise_written(slot, end);
         }
-        let holds = self.by_slot.get(&slot) == Some(&shot.chunk);
+        let here = self.by_slot.get(&slot).copied();
+        let holds = here == Some(shot.chunk);
         if let Some(hdr) = self.hdr_of_slot(slot) {
             hdr.common.page_seq = image.hdr.common.page_seq;
-            hdr.child_copy = image.hdr.child_copy;
+            // A copy that was installed since this free slot's image was taken has children of its own.
+            if holds || here.is_none() {
+                hdr.child_copy = image.hdr.child_copy;
+            }
             if holds {
                 hdr.common.lsn = image.hdr.common.lsn;
                 hdr.child_present = image.hdr.child_present;

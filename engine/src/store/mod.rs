@@ -30,6 +30,7 @@ mod fold;
 mod format;
 mod header;
 mod image;
+mod import;
 mod io;
 mod layout;
 mod life;
@@ -51,9 +52,11 @@ mod types;
 mod walk;
 
 pub use error::{OpenError, StoreError};
+pub use import::Import;
 pub use open::{DiskLock, identity};
 pub use recover::{Recovered, ShardSeed, recover};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
-    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, RecoverySummary, ReopenArgs, Space, Upto, View,
+    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, RecoverySummary, ReopenArgs,
+    Space, Upto, View,
 };

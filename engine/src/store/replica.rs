@@ -5,6 +5,7 @@
 //! incomplete operation and FILL records without their SEAL are *held back* (rule R16): they change
 //! nothing that counts until their last part, or their SEAL, is applied.
 
+mod install;
 mod reopen;
 
 use std::borrow::Cow;
@@ -21,6 +22,8 @@ use super::header::{EpochStart, Flags, Hdr, SlotState};
 use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, align_down};
 use super::page;
 use super::record::{Append, Body, Create, FLAG_FILL, Op, Seal};
+
+pub(crate) use install::installable;
 
 /// A partial block's bytes, shared by whoever still reads an older one.
 pub(crate) type Tail = Rc<[u8]>;

@@ -98,6 +98,35 @@ pub struct ReopenArgs {
     pub digest: [u8; 16],
 }
 
+/// A finished copy that comes from elsewhere.
+#[derive(Clone, Debug)]
+pub struct ImportArgs {
+    /// The master's term.
+    pub term: Term,
+    /// The chunk, not zero; not here in any state.
+    pub chunk: ChunkHandle,
+    /// Epoch under which it was sealed.
+    pub epoch: Epoch,
+    /// At least `epoch`.
+    pub promised: Epoch,
+    /// The chain of the epoch, 1 to 8 servers.
+    pub members: Vec<ServerId>,
+    /// Place in it; the head is zero.
+    pub my_position: u8,
+    /// The file.
+    pub file: InodeId,
+    /// The chunk before it in the file.
+    pub prev: ChunkHandle,
+    /// Last entry of its log, as far as it is known.
+    pub last_seq: Seq,
+    /// The sealed length.
+    pub len: u32,
+    /// The sealed digest: what is written must have it.
+    pub digest: [u8; 16],
+    /// The dedup table, at most 400 entries.
+    pub dedup: Vec<DedupEntry>,
+}
+
 /// One log entry with bytes: an APPEND (FILL is made by [`super::Store::fill`]).
 #[derive(Clone, Debug)]
 pub struct Entry {

@@ -3,6 +3,7 @@
 mod costs;
 mod crash;
 mod faults;
+mod import;
 mod model;
 mod reborn;
 mod rig;
