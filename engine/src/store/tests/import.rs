@@ -229,3 +229,47 @@ fn ballast(rig: &Rig, left: u64) -> crate::runtime::sim::SimFile {
         file
     })
 }
+
+/// The image of the free slot is on its way while the copy is installed: its children are its own.
+#[test]
+fn a_checkpoint_of_the_free_slot_does_not_touch_what_was_installed_meanwhile() {
+    let mut met = 0;
+    for seed in 1..=10 {
+        let rig = Rig::start(seed, &new_disk(), 1);
+        rig.create(7);
+        rig.append(7, 1, &bytes(1, 9000)).unwrap();
+        let content = bytes(2, 30_000);
+        let given = content.clone();
+        met += rig.on(7, move |rt, store| async move {
+            let chunk = ChunkHandle(7);
+            store.inner.checkpoint().await; // from now on the children in copy B are current
+            let slot = store.inner.state.borrow().chunks[&chunk].slot();
+            store.condemn(TERM, chunk, 5, 1).await.unwrap();
+            store.free(TERM, chunk, 5).await.unwrap();
+            for chunk in 20.. {
+                let next = free_slots(&store).into_iter().find(|(_, ready)| *ready);
+                if next == Some((slot, true)) {
+                    break;
+                }
+                store.create(create_args(chunk)).await.unwrap();
+            }
+            let import = store.begin_import(args(8, &given)).await.unwrap();
+            assert_eq!(import.slot, slot);
+            write_all(&rt, &import, &given).await;
+            let (inner, of_chunk) = (&store.inner, ChunkHandle(8));
+            let checkpoint = async {
+                inner.checkpoint().await;
+                usize::from(inner.state.borrow().chunks[&of_chunk].dirty_lsn.is_some())
+            };
+            let (met, done) = futures_util::future::join(checkpoint, import.finish()).await;
+            done.unwrap();
+            inner.checkpoint().await;
+            met
+        });
+        assert_eq!(rig.read_all(8, Upto::Durable).unwrap(), content);
+        let rig = Rig::start(2, &rig.stop(), 1);
+        assert_eq!(rig.read_all(8, Upto::Durable).unwrap(), content);
+        assert!(!rig.store(8).view(ChunkHandle(8)).unwrap().damaged);
+    }
+    assert!(met > 0, "no checkpoint was under way");
+}
