@@ -8,6 +8,7 @@ use std::rc::Rc;
 use wire::{ChunkHandle, Epoch, Seq, StreamId};
 
 use super::StoreError;
+use super::header::Flags;
 use super::layout::{BLOCK, PART_MAX, align_up};
 use super::log::Class;
 use super::record::{Append, Body, FORGET_MAX, Op};
@@ -266,7 +267,7 @@ impl<R: Runtime> State<R> {
 
     /// The same, after a sync of the slot.
     pub(crate) fn raise_written(&mut self, slot: u32, end: u32) {
-        if let Some(hdr) = self.hdr_of_slot(slot) {
+        if let Some(hdr) = self.hdr_of_slot(slot).filter(|hdr| !hdr.flags.has(Flags::SHARED)) {
             hdr.written_upto = hdr.written_upto.max(end);
         }
     }

@@ -58,10 +58,28 @@ impl<R: Runtime> Inner<R> {
 
     async fn checkpoint_steps(self: &Rc<Self>) -> io::Result<()> {
         let dirty = self.state.borrow().dirty_slots();
-        for slots in dirty.chunks(SLOTS_AT_A_TIME) {
+        if !self.write_slots(&dirty).await? {
+            return Ok(());
+        }
+        self.release().await?;
+        self.io.count(|counters| counters.checkpoints += 1);
+        Ok(())
+    }
+
+    /// Brings the headers of these slots up to date, and what they name; frees no space of the journal.
+    pub(crate) async fn checkpoint_of(self: &Rc<Self>, slots: &[u32]) {
+        let _one_at_a_time = self.checkpoints.lock().await;
+        if let Err(error) = self.write_slots(slots).await {
+            self.fence("checkpoint failed", &error);
+        }
+    }
+
+    /// C1 to C5; `false` when the disk is fenced.
+    async fn write_slots(self: &Rc<Self>, slots: &[u32]) -> io::Result<bool> {
+        for slots in slots.chunks(SLOTS_AT_A_TIME) {
             let shots = self.state.borrow_mut().shoot(slots, self.boot_gen);
             if self.flushed().await.is_err() {
-                return Ok(()); // fenced by whoever met the error
+                return Ok(false); // fenced by whoever met the error
             }
             let images: Vec<&Image> = shots.iter().map(|shot| &shot.image).collect();
             let files = try_join_all(images.iter().map(|image| self.file(image.slot))).await?;
@@ -70,9 +88,7 @@ impl<R: Runtime> Inner<R> {
             shots.iter().for_each(|shot| state.adopt(shot));
             shots.iter().for_each(|shot| self.touch(&mut state, shot.chunk));
         }
-        self.release().await?;
-        self.io.count(|counters| counters.checkpoints += 1);
-        Ok(())
+        Ok(true)
     }
 
     /// C6, C7: both RING copies name the new start; only then the space before it is free.

@@ -143,6 +143,9 @@ impl<R: Runtime> Inner<R> {
         for slot in state.free.iter_mut().filter(|slot| group.freed.contains(&slot.hdr.common.number)) {
             slot.durable = true;
         }
+        if !group.freed.is_empty() {
+            self.keep_slots_ready_in(state);
+        }
     }
 
     /// The disk is fenced: what was accepted meanwhile will never be durable.

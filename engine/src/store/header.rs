@@ -145,11 +145,12 @@ pub(crate) struct Hdr {
 
 impl Hdr {
     /// The header of a slot that holds nothing. What belongs to the slot itself stays: which copies
-    /// are current, and how far its extents are written.
+    /// are current, how far its extents are written, and whether they are shared.
     pub(crate) fn freed(&self) -> Self {
         Self {
             common: Common { chunk: 0, ..self.common.clone() },
             written_upto: self.written_upto,
+            flags: Flags(self.flags.0 & Flags::SHARED),
             child_copy: self.child_copy,
             ..Self::default()
         }

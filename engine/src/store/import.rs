@@ -26,7 +26,7 @@ use super::batch::Subject;
 use super::crcs::{self, CrcTable};
 use super::dedup::DedupTable;
 use super::event::{Event, Tally};
-use super::header::{EpochStart, Hdr, SlotState};
+use super::header::{EpochStart, Flags, Hdr, SlotState};
 use super::image;
 use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, MEMBERS_MAX, PAGE, PART_MAX, align_up};
 use super::log::{Class, End};
@@ -182,20 +182,39 @@ impl<R: Runtime> Import<R> {
         .await
     }
 
-    /// Runs work on the slot to its end, whoever waits for it; the slot is kept until then.
-    pub(super) async fn to_its_end<W: Future<Output = io::Result<()>> + 'static>(
+    /// As [`Self::run`]; a failure fences the disk.
+    async fn to_its_end<W: Future<Output = io::Result<()>> + 'static>(
         &self,
         what: &'static str,
         work: impl FnOnce(Rc<Inner<R>>, R::File) -> W,
     ) -> Result<(), StoreError> {
+        let fencing = |inner: Rc<Inner<R>>, file| {
+            let work = work(Rc::clone(&inner), file);
+            async move { work.await.inspect_err(|error| drop(inner.fence(what, error))) }
+        };
+        match self.run(fencing).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.inner.fence(what, &error)),
+        }
+    }
+
+    /// Runs work on the slot to its end, whoever waits for it; the slot is kept until then.
+    pub(super) async fn run<W: Future<Output = io::Result<()>> + 'static>(
+        &self,
+        work: impl FnOnce(Rc<Inner<R>>, R::File) -> W,
+    ) -> io::Result<()> {
         let (done, going, users) = (Event::default(), self.writes.enter(), Rc::clone(&self.users));
-        let (inner, ended) = (Rc::clone(&self.inner), done.clone());
+        let failure = Rc::new(RefCell::new(None));
+        let (ended, failed) = (done.clone(), Rc::clone(&failure));
         let work = work(Rc::clone(&self.inner), self.file.clone());
         self.inner.spawn(async move {
-            ended.set(work.await.map_err(|error| inner.fence(what, &error)));
+            *failed.borrow_mut() = work.await.err();
             drop((users, going));
+            ended.set(Ok(()));
         });
-        done.wait().await
+        // Only an event: what happened is in `failure`.
+        let _happened = done.wait().await;
+        failure.take().map_or(Ok(()), Err)
     }
 
     /// The checksums of all blocks, after a look at the digest.
@@ -222,7 +241,9 @@ impl<R: Runtime> Import<R> {
         (hdr.durable_len, hdr.committed_len, hdr.sealed_len) = (args.len, args.len, args.len);
         (hdr.last_seq, hdr.committed_seq) = (args.last_seq.0, args.last_seq.0);
         hdr.sealed_digest = args.digest;
-        hdr.written_upto = slot.written_upto.max(align_up(args.len));
+        if !hdr.flags.has(Flags::SHARED) {
+            hdr.written_upto = slot.written_upto.max(align_up(args.len));
+        }
         (hdr.prev, hdr.file) = (args.prev, args.file);
         (hdr.members, hdr.my_position) = (args.members.clone(), args.my_position);
         hdr.master_term = args.term.0;
@@ -299,7 +320,7 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Whether the disk is at most 98 % full once `more` bytes are taken.
-    async fn has_room(&self, more: u32) -> Result<(), StoreError> {
+    pub(super) async fn has_room(&self, more: u32) -> Result<(), StoreError> {
         let space = self.io.rt.space(&self.shared.root).await;
         let space = space.map_err(|error| StoreError::ReadFailed(error.to_string()))?;
         let left = space.free.saturating_sub(u64::from(more));
@@ -307,7 +328,7 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Whether an equal copy is here already; an error when another one is.
-    fn has_copy(&self, args: &ImportArgs) -> Result<bool, StoreError> {
+    pub(super) fn has_copy(&self, args: &ImportArgs) -> Result<bool, StoreError> {
         let state = self.state.borrow();
         let Some(chunk) = state.chunks.get(&args.chunk) else {
             return Ok(false);
@@ -347,6 +368,8 @@ impl<R: Runtime> Inner<R> {
             users: free.users,
             created: false,
             filling: Rc::default(),
+            private: 0,
+            lent: Rc::default(),
         };
         state.log.group.ends.insert(args.chunk, end);
         state.chunks.insert(args.chunk, chunk);

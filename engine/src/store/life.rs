@@ -177,6 +177,8 @@ impl<R: Runtime> Inner<R> {
             users: free.users,
             created: false,
             filling: Rc::default(),
+            private: 0,
+            lent: Rc::default(),
         };
         state.log.group.ends.insert(args.chunk, chunk.durable.clone());
         state.chunks.insert(args.chunk, chunk);

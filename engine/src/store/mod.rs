@@ -20,6 +20,7 @@ mod cache;
 #[cfg(test)]
 mod canary;
 mod checkpoint;
+mod clone;
 mod commit;
 mod crcs;
 mod dedup;
@@ -51,6 +52,7 @@ mod tests;
 mod types;
 mod walk;
 
+pub use clone::{Lender, Lent};
 pub use error::{OpenError, StoreError};
 pub use import::Import;
 pub use open::{DiskLock, identity};

@@ -1,5 +1,7 @@
 //! REOPEN: a sealed chunk takes overwrites under a new epoch (replication, section 9).
 
+use std::rc::Rc;
+
 use super::StoreError;
 use super::layout::{BLOCK, MEMBERS_MAX};
 use super::log::Class;
@@ -17,7 +19,7 @@ impl<R: Runtime> Store<R> {
     ///
     /// `Mismatch` when length or digest are not the sealed ones, or the same epoch was opened otherwise;
     /// `StaleEpoch` when `epoch` is not above what was promised; `Rwr` when it was open before the
-    /// restart; `BadBlock` when its checksums are damaged; `BadRange`, `UnknownChunk`, `OldTerm`, `Busy`.
+    /// restart; `BadBlock` when its checksums are damaged; `Busy` while it is [lent](Store::lend); `BadRange`, `UnknownChunk`, `OldTerm`, `Busy`.
     pub async fn reopen(&self, args: ReopenArgs) -> Result<(), StoreError> {
         let inner = &self.inner;
         inner.check()?;
@@ -39,6 +41,10 @@ impl<R: Runtime> Store<R> {
             if absent < end {
                 return Err(StoreError::BadBlock(absent));
             }
+        }
+        // Whoever clones it wants the content that was sealed, and extents that nobody has unshared.
+        if Rc::strong_count(&inner.state.borrow().live(chunk)?.lent) > 1 {
+            return Err(StoreError::Busy);
         }
         inner.cache.borrow_mut().forget(chunk);
         inner.accept(chunk, epoch, 0, &Body::Reopen(reopen), Class::Work)?.wait().await

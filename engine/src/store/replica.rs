@@ -96,6 +96,7 @@ impl Replica {
     pub(crate) fn created(slot: &Hdr, chunk: ChunkHandle, epoch: Epoch, create: &Create<'_>) -> Self {
         let mut hdr = slot.freed();
         hdr.common.chunk = chunk.0;
+        hdr.flags = Flags(0); // what was shared was given back before
         hdr.state = SlotState::Open;
         hdr.epoch = epoch;
         hdr.promised = epoch;

@@ -117,6 +117,10 @@ pub(crate) struct Chunk<R: Runtime> {
     pub(crate) created: bool,
     /// One fill at a time decides.
     pub(crate) filling: Rc<Mutex<()>>,
+    /// Bit per MiB of a chunk that shares extents: this one does not any more, durably.
+    pub(crate) private: u64,
+    /// Shared by whoever may let others share its extents.
+    pub(crate) lent: Rc<()>,
 }
 
 /// A slot that holds nothing.
@@ -131,8 +135,18 @@ pub(crate) struct FreeSlot {
 
 impl FreeSlot {
     /// Durably free, and nobody is still at it.
-    pub(crate) fn is_ready(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.durable && Rc::strong_count(&self.users) == 1
+    }
+
+    /// May hold a chunk.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.is_idle() && !self.hdr.flags.has(Flags::SHARED)
+    }
+
+    /// Its data must be punched out before: others may share it.
+    pub(crate) fn is_to_be_punched(&self) -> bool {
+        self.is_idle() && self.hdr.flags.has(Flags::SHARED)
     }
 }
 
@@ -150,6 +164,8 @@ impl<R: Runtime> Chunk<R> {
             users: Rc::default(),
             created: true,
             filling: Rc::default(),
+            private: 0,
+            lent: Rc::default(),
         }
     }
 
@@ -367,6 +383,11 @@ impl<R: Runtime> Inner<R> {
         if let Err(error) = state.log.room(body.len_bound(), class) {
             self.checkpoint_soon(state);
             return Err(error);
+        }
+        if let Body::Overwrite { images, .. } | Body::Repair(images) = body
+            && !held.may_overwrite(&images.blocks)
+        {
+            return Err(StoreError::NoSpace);
         }
         let lsn = state.log.last_lsn() + 1;
         held.replica.apply(lsn, epoch, flags, body, &mut |_| {})?;

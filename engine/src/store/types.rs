@@ -282,6 +282,8 @@ pub struct Counters {
     pub checkpoints: u64,
     /// Blocks that failed their checksum or could not be read.
     pub bad_blocks: u64,
+    /// Chunks that were cloned by sharing extents.
+    pub clones: u64,
     /// The disk was fenced by this shard.
     pub fences: u64,
 }

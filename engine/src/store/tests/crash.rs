@@ -109,6 +109,7 @@ fn sequence(plan: &Plan) {
     let mut rng = Rng::new(plan.seed, 1);
     let model: Shared = Rc::new(RefCell::new(Model::default()));
     let mut disk = new_disk();
+    disk.set_reflink(!plan.seed.is_multiple_of(4));
     let mut exact = true;
     for life in 0..plan.lives as u64 {
         let rig = start(plan.seed ^ life, &disk, &mut rng, plan);

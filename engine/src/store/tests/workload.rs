@@ -71,6 +71,8 @@ impl Worker {
             Some(ReplicaState::Condemned) if self.one_in(3) => self.restore().await,
             Some(ReplicaState::Condemned) => self.free().await,
             Some(ReplicaState::Sealed) if self.one_in(4) => self.condemn().await,
+            Some(ReplicaState::Sealed) if self.one_in(4) => self.clone_or_step_a_clone().await,
+            Some(ReplicaState::Sealed) if self.one_in(6) => self.unshare().await,
             Some(ReplicaState::Sealed) if self.one_in(3) => self.reopen().await,
             Some(ReplicaState::Sealed) => self.read().await,
             Some(_) if self.one_in(80) => self.condemn().await,
@@ -527,5 +529,61 @@ impl Worker {
     pub(super) async fn import_for_sure(&mut self) {
         let (snap, import) = self.begin_import().await.unwrap();
         self.issue(snap, async move { import.finish().await }).await;
+    }
+
+    /// The handle of this chunk's clone: of the same shard.
+    pub(super) fn clone_handle(&self) -> u64 {
+        let inner = &self.store.inner;
+        let shards = inner.shared.disk().rings;
+        (self.chunk * 1000..).find(|chunk| ChunkHandle(*chunk).shard(shards) == inner.shard).unwrap()
+    }
+
+    async fn clone_or_step_a_clone(&mut self) {
+        let handle = self.clone_handle();
+        // Clones of clones would go on for ever.
+        if self.chunk >= 1000 {
+            return;
+        }
+        if self.model.borrow_mut().chunk(handle).now().state.is_none() {
+            return self.clone_chunk().await;
+        }
+        let mut worker = self.of_clone();
+        for _ in 0..4 {
+            Box::pin(worker.step()).await;
+        }
+    }
+
+    /// Under another handle; what is left of this one is another matter.
+    pub(super) async fn clone_chunk(&mut self) {
+        let handle = self.clone_handle();
+        let (source, now) = (self.handle(), self.now());
+        let (_, mut args) = self.imported();
+        args.chunk = ChunkHandle(handle);
+        (args.len, args.digest) = (u32::try_from(now.content.len()).unwrap(), now.digest());
+        let snap =
+            Snap { state: Some(ReplicaState::Sealed), epoch: args.epoch.0, promised: args.promised.0, ..now.clone() };
+        let number = self.model.borrow_mut().chunk(handle).issue(snap);
+        let outcome = self.store.clone_chunk(source, args).await;
+        let mut model = self.model.borrow_mut();
+        match outcome {
+            Ok(()) => model.chunk(handle).acknowledge(number),
+            Err(StoreError::Busy | StoreError::NoSpace) => model.chunk(handle).take_back(number),
+            Err(error) => panic!("clone of {}: {error:?}", self.chunk),
+        }
+    }
+
+    /// As before an overwrite: nothing is seen of it.
+    pub(super) async fn unshare(&mut self) {
+        let len = u32::try_from(self.now().content.len()).unwrap();
+        match self.store.unshare(self.handle(), 0, len).await {
+            Ok(()) | Err(StoreError::NoSpace | StoreError::Busy) => {}
+            Err(error) => panic!("unshare: {error:?}"),
+        }
+    }
+
+    /// A worker for the clone of this chunk.
+    pub(super) fn of_clone(&mut self) -> Self {
+        let (rt, store, model, size_max) = (self.rt.clone(), self.store.clone(), Rc::clone(&self.model), self.size_max);
+        Self { rt, store, model, chunk: self.clone_handle(), rng: Rng::new(self.rng.next(), 8), size_max }
     }
 }
