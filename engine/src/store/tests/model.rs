@@ -9,6 +9,8 @@ use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, Seq, StreamId};
 
 use super::rig::{Rig, read_all};
+use crate::runtime::FileId;
+use crate::store::header::Flags;
 use crate::store::{Upto, crcs};
 
 /// A chunk after some operation.
@@ -129,8 +131,23 @@ impl Model {
                 assert!(self.chunks.contains_key(&chunk.0), "chunk {chunk} was never created");
             }
         }
+        who_shares_says_so(rig);
         for (chunk, history) in &mut self.chunks {
             check_chunk(*chunk, history, rig, exact);
+        }
+    }
+}
+
+/// Writes go to extents that nobody shares, or to a slot whose header says that they may be.
+fn who_shares_says_so(rig: &Rig) {
+    let disk = rig.sim.disk();
+    for store in &rig.stores {
+        let state = store.inner.state.borrow();
+        let of_chunks = state.chunks.values().map(|chunk| &chunk.replica.hdr);
+        let of_free = state.free.iter().map(|free| &free.hdr);
+        for hdr in of_chunks.chain(of_free).filter(|hdr| !hdr.flags.has(Flags::SHARED)) {
+            let shared = disk.shared_blocks(FileId::Slot(hdr.common.number));
+            assert_eq!(shared, 0, "slot {} shares and does not say so", hdr.common.number);
         }
     }
 }

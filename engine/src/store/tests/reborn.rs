@@ -98,6 +98,29 @@ fn a_re_opened_chunk_keeps_its_content_and_counts_from_one() {
 }
 
 #[test]
+fn entries_of_two_logs_are_never_compared() {
+    let rig = Rig::start(1, &new_disk(), 1);
+    rig.create(7);
+    rig.append(7, 1, &bytes(1, 5000)).unwrap();
+    rig.on(7, |_, store| async move {
+        let chunk = ChunkHandle(7);
+        store.note_committed(chunk, Seq(9)); // of the first log
+        let was = seal(&store, 7).await;
+        let mut reopening = Box::pin(store.reopen(args(7, 2, was)));
+        assert!(futures_util::FutureExt::now_or_never(&mut reopening).is_none());
+        let first = store.forget(chunk, Epoch(2), Seq(1), Seq(0), &[STREAM]).unwrap();
+        // The last log had two durable entries; this one has none yet.
+        assert_eq!(store.view(chunk).unwrap().durable_seq, Seq(0));
+        first.await.unwrap();
+        reopening.await.unwrap();
+        let view = store.view(chunk).unwrap();
+        assert_eq!((view.durable_seq, view.committed_seq), (Seq(1), Seq(0)), "nobody called it committed");
+        store.note_committed(chunk, Seq(1));
+        assert_eq!(store.view(chunk).unwrap().committed_seq, Seq(1));
+    });
+}
+
+#[test]
 fn only_what_was_sealed_is_re_opened_and_only_upwards() {
     let rig = Rig::start(1, &new_disk(), 1);
     rig.create(7);
