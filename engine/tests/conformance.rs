@@ -52,6 +52,8 @@ suite! {
     files::syncs_succeed,
     files::a_missing_file_is_told_from_an_error,
     files::space_is_sane,
+    files::a_clone_reads_the_same_and_neither_side_changes_the_other,
+    files::a_hole_reads_as_zeros_and_the_file_keeps_its_length,
     sockets::head_and_payload_arrive_as_one_stream,
     sockets::both_directions_flow_at_once,
     sockets::recv_some_appends_at_most_what_it_may,

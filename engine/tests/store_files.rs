@@ -10,7 +10,8 @@ use std::time::Duration;
 use engine::runtime::Runtime;
 use engine::runtime::shard::{ShardConfig, Spawn};
 use engine::store::{
-    CreateArgs, DiskConfig, DiskLock, Entry, Recovered, ShardSeed, Store, StoreError, Upto, identity, recover,
+    CreateArgs, DiskConfig, DiskLock, Entry, ImportArgs, Recovered, ShardSeed, Store, StoreError, Upto, identity,
+    recover,
 };
 use wire::checksum::{block_crcs, matches};
 use wire::member::ReplicaState;
@@ -248,6 +249,51 @@ fn a_flipped_byte_is_noticed_and_repaired<R: Spawn>(root: PathBuf) {
     });
 }
 
+/// By sharing extents on XFS, as a copy on ext4: neither the source nor its end changes the clone.
+fn a_clone_outlives_its_source<R: Spawn>(root: PathBuf) {
+    with_stores::<R, _>(recovered::<R>(&root, 1).seeds, |rt, store| async move {
+        create(&store, 1).await;
+        append(&rt, &store, 1, &bytes(1, 300_000)).await.unwrap();
+        let digest = store.digest(ChunkHandle(1), u32::MAX).await.unwrap();
+        store.finish(ChunkHandle(1), Epoch(1), Seq(2), 300_000, digest).await.unwrap();
+        store.confirm(TERM, ChunkHandle(1), Epoch(1), 300_000, digest).await.unwrap();
+        let args = ImportArgs {
+            term: TERM,
+            chunk: ChunkHandle(2),
+            epoch: Epoch(1),
+            promised: Epoch(1),
+            members: vec![ServerId(1)],
+            my_position: 0,
+            file: InodeId(1),
+            prev: ChunkHandle::NONE,
+            last_seq: Seq(0),
+            len: 300_000,
+            digest,
+            dedup: Vec::new(),
+        };
+        store.clone_chunk(ChunkHandle(1), args).await.unwrap();
+        eprintln!("clones that share extents: {}", store.counters().clones);
+        store.unshare(ChunkHandle(2), 100_000, 50_000).await.unwrap();
+        store.condemn(TERM, ChunkHandle(1), 5, 1).await.unwrap();
+        store.free(TERM, ChunkHandle(1), 5).await.unwrap();
+        // Some of these come to lie where the source was.
+        for chunk in 10..20 {
+            create(&store, chunk).await;
+            append(&rt, &store, chunk, &bytes(9, 400_000)).await.unwrap();
+        }
+        assert_eq!(read_all(&store, 2).await.unwrap(), bytes(1, 300_000));
+        // Dies without a stop.
+    });
+    with_stores::<R, _>(recovered::<R>(&root, 1).seeds, |_, store| async move {
+        assert_eq!(read_all(&store, 2).await.unwrap(), bytes(1, 300_000));
+        assert!(store.view(ChunkHandle(1)).is_none());
+        for chunk in 10..20 {
+            assert_eq!(read_all(&store, chunk).await.unwrap(), bytes(9, 400_000));
+        }
+        store.shutdown().await;
+    });
+}
+
 /// A folder on a file system that the store accepts; `None`, and it is said, where there is none.
 fn folder() -> Option<tempfile::TempDir> {
     let folder = tempfile::tempdir().unwrap();
@@ -268,6 +314,13 @@ macro_rules! backend {
             fn a_disk_lives_through_restarts() {
                 if let Some(folder) = super::folder() {
                     super::a_disk_lives_through_restarts::<$runtime>(folder.path().to_owned());
+                }
+            }
+
+            #[test]
+            fn a_clone_outlives_its_source() {
+                if let Some(folder) = super::folder() {
+                    super::a_clone_outlives_its_source::<$runtime>(folder.path().to_owned());
                 }
             }
 

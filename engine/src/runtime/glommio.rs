@@ -35,7 +35,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use super::helper::Helper;
 use super::pool::{Lease, PAGE, Pool};
 use super::shard::{self, Gate, ShardConfig, Spawn, finish};
-use super::{DiskSpace, FileId, Folder, Open, Runtime, host, uring};
+use super::{DiskSpace, FileId, Folder, Open, Runtime, extents, host, uring};
 
 /// Entries of each of an executor's three rings.
 const RING_DEPTH: usize = 256;
@@ -284,6 +284,22 @@ impl Runtime for GlommioRuntime {
     async fn preallocate(&self, file: &Rc<DmaFile>, offset: u64, len: u64) -> io::Result<()> {
         let copy = borrow(&**file).try_clone_to_owned()?;
         self.0.helper.run(move || host::preallocate(copy, offset, len)).await
+    }
+
+    async fn clone_range(&self, from: &Rc<DmaFile>, to: &Rc<DmaFile>, offset: u64, len: u64) -> io::Result<()> {
+        let from = borrow(&**from).try_clone_to_owned()?;
+        let to = borrow(&**to).try_clone_to_owned()?;
+        self.0.helper.run(move || extents::clone_range(&from, &to, offset, len)).await
+    }
+
+    async fn unshare_range(&self, file: &Rc<DmaFile>, offset: u64, len: u64) -> io::Result<()> {
+        let copy = borrow(&**file).try_clone_to_owned()?;
+        self.0.helper.run(move || extents::unshare_range(copy, offset, len)).await
+    }
+
+    async fn punch_hole(&self, file: &Rc<DmaFile>, offset: u64, len: u64) -> io::Result<()> {
+        let copy = borrow(&**file).try_clone_to_owned()?;
+        self.0.helper.run(move || extents::punch_hole(copy, offset, len)).await
     }
 
     async fn sync_folder(&self, root: &Path, folder: Folder) -> io::Result<()> {

@@ -8,6 +8,7 @@
 //! allocate. A frozen buffer is counted and never changes, so that disk and socket share it.
 
 mod backend;
+mod extents;
 pub mod glommio;
 mod helper;
 mod host;
@@ -117,6 +118,19 @@ pub trait Runtime: Clone + 'static {
     /// Takes space for `len` bytes at `offset`, and none before it, and extends the file if needed; the range reads as
     /// zeros, its extents are *unwritten*.
     async fn preallocate(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes a range of `to` share the extents of the same range of `from`, where the file system can: both
+    /// read the same from now on, and a write to one never changes the other. `offset` and `len` are
+    /// multiples of 4,096. Durable after [`Runtime::fsync`] of `to`. A later write into a shared range, on
+    /// either side, needs new space and a sync of its file like an unwritten one, and may meet a full
+    /// disk; [`Runtime::unshare_range`] takes the space before. The data must be durable in `from`.
+    /// `EOPNOTSUPP`, `EXDEV` or `EINVAL` where the file system cannot: then copy.
+    async fn clone_range(&self, from: &Self::File, to: &Self::File, offset: u64, len: u64) -> io::Result<()>;
+    /// Gives a range extents of its own, with the bytes that it has; durable after [`Runtime::fsync`]. From
+    /// then on writes into it are as into any written range. `ENOSPC` leaves it readable as it was.
+    async fn unshare_range(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()>;
+    /// Gives the space of a range back: it reads as zeros, the file stays as long as it is. Durable after
+    /// [`Runtime::fsync`].
+    async fn punch_hole(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()>;
     /// Durable on return: the names in this folder.
     async fn sync_folder(&self, root: &Path, folder: Folder) -> io::Result<()>;
     /// Durable on return: everything in the file system under `root`. Start-up only.

@@ -35,7 +35,7 @@ use super::helper::Helper;
 use super::pool::{Lease, PAGE, Pool};
 use super::shard::{self, Gate, ShardConfig, Spawn, finish};
 use super::slab::{Block, Slab};
-use super::{DiskSpace, FileId, Folder, Open, Runtime, host, uring};
+use super::{DiskSpace, FileId, Folder, Open, Runtime, extents, host, uring};
 
 /// Entries of a shard's ring.
 const RING_ENTRIES: u32 = 512;
@@ -278,6 +278,22 @@ impl<D: Driver> Runtime for MonoioRuntime<D> {
     async fn preallocate(&self, file: &Rc<File>, offset: u64, len: u64) -> io::Result<()> {
         let copy = borrow(file.as_raw_fd()).try_clone_to_owned()?;
         self.shared.helper.run(move || host::preallocate(copy, offset, len)).await
+    }
+
+    async fn clone_range(&self, from: &Rc<File>, to: &Rc<File>, offset: u64, len: u64) -> io::Result<()> {
+        let from = borrow(from.as_raw_fd()).try_clone_to_owned()?;
+        let to = borrow(to.as_raw_fd()).try_clone_to_owned()?;
+        self.shared.helper.run(move || extents::clone_range(&from, &to, offset, len)).await
+    }
+
+    async fn unshare_range(&self, file: &Rc<File>, offset: u64, len: u64) -> io::Result<()> {
+        let copy = borrow(file.as_raw_fd()).try_clone_to_owned()?;
+        self.shared.helper.run(move || extents::unshare_range(copy, offset, len)).await
+    }
+
+    async fn punch_hole(&self, file: &Rc<File>, offset: u64, len: u64) -> io::Result<()> {
+        let copy = borrow(file.as_raw_fd()).try_clone_to_owned()?;
+        self.shared.helper.run(move || extents::punch_hole(copy, offset, len)).await
     }
 
     async fn sync_folder(&self, root: &Path, folder: Folder) -> io::Result<()> {

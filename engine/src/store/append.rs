@@ -5,12 +5,13 @@ use std::future::Future;
 use std::io;
 use std::rc::Rc;
 
-use wire::{ChunkHandle, Epoch, Seq};
+use wire::{ChunkHandle, Epoch, Seq, StreamId};
 
 use super::StoreError;
-use super::layout::{BLOCK, PART_MAX, align_down, align_up};
+use super::header::Flags;
+use super::layout::{BLOCK, PART_MAX, align_up};
 use super::log::Class;
-use super::record::{Append, Body, Op};
+use super::record::{Append, Body, FORGET_MAX, Op};
 use super::replica::{Tail, cut_blocks, no_stream};
 use super::shard::{Inner, State, Store};
 use super::types::Entry;
@@ -73,6 +74,37 @@ impl<R: Runtime> Store<R> {
         Ok(done.wait())
     }
 
+    /// FORGET: streams that are over leave the dedup table. An entry of the log like an append: accepted
+    /// now, and the future resolves when it and all before it are durable here. `streams`: 1 to 256.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::append`], and `NotNext` within an operation of several parts.
+    pub fn forget(
+        &self,
+        chunk: ChunkHandle,
+        epoch: Epoch,
+        seq: Seq,
+        committed_seq: Seq,
+        streams: &[StreamId],
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + use<R>, StoreError> {
+        let inner = &self.inner;
+        inner.check()?;
+        if !(1..=FORGET_MAX).contains(&streams.len()) {
+            return Err(StoreError::BadRange);
+        }
+        {
+            let state = inner.state.borrow();
+            let chunk = state.live(chunk)?;
+            chunk.replica.check_whole(epoch, seq.0)?;
+            if !chunk.created {
+                return Err(StoreError::Busy);
+            }
+        }
+        let body = Body::Forget { op: no_stream(seq.0, committed_seq.0), streams: streams.to_vec() };
+        Ok(inner.accept(chunk, epoch, 0, &body, Class::Work)?.wait())
+    }
+
     /// Takes space for bytes up to `len` of the chunk (rounded up in the format's steps), so that
     /// appends below it never meet a full disk. Cheap when it is there already.
     ///
@@ -85,7 +117,8 @@ impl<R: Runtime> Store<R> {
     }
 
     /// Accepts FINAL: `len` and `digest` must be this replica's own. Nothing of this epoch is accepted
-    /// after it. Durable on return; accepted when first polled, so poll it before the next call.
+    /// after it. Durable on return; accepted when first polled, so poll it before the next call. Of a
+    /// re-opened chunk it is accepted once the block at its end was read: wait for it.
     ///
     /// # Errors
     ///
@@ -207,25 +240,8 @@ impl<R: Runtime> Inner<R> {
         if align_up(len) <= allocated {
             return Ok(());
         }
-        let root = &self.shared.root;
-        let space = self.io.rt.space(root).await.map_err(|error| StoreError::ReadFailed(error.to_string()))?;
-        if space.free < space.total / 50 {
-            return Err(StoreError::NoSpace);
-        }
         let file = self.file(slot).await.map_err(|error| StoreError::ReadFailed(error.to_string()))?;
-        let from = align_down(allocated);
-        for end in [step(len), align_up(len)] {
-            match self.io.rt.preallocate(&file, u64::from(from), u64::from(end - from)).await {
-                Ok(()) => {
-                    let mut state = self.state.borrow_mut();
-                    state.raise_allocated(slot, end);
-                    return Ok(());
-                }
-                Err(error) if is_full(&error) => {}
-                Err(error) => return Err(StoreError::ReadFailed(error.to_string())),
-            }
-        }
-        Err(StoreError::NoSpace)
+        self.take_space(slot, &file, len, &[step(len), align_up(len)]).await
     }
 }
 
@@ -249,9 +265,16 @@ impl<R: Runtime> State<R> {
         chunk.or_else(free).unwrap_or(0)
     }
 
+    /// Data bytes of a slot that have space.
+    pub(crate) fn allocated(&self, slot: u32) -> u32 {
+        let chunk = self.by_slot.get(&slot).and_then(|handle| self.chunks.get(handle)).map(|chunk| chunk.allocated);
+        let free = || self.free.iter().find(|free| free.hdr.common.number == slot).map(|free| free.allocated);
+        chunk.or_else(free).unwrap_or(0)
+    }
+
     /// The same, after a sync of the slot.
     pub(crate) fn raise_written(&mut self, slot: u32, end: u32) {
-        if let Some(hdr) = self.hdr_of_slot(slot) {
+        if let Some(hdr) = self.hdr_of_slot(slot).filter(|hdr| !hdr.flags.has(Flags::SHARED)) {
             hdr.written_upto = hdr.written_upto.max(end);
         }
     }

@@ -65,10 +65,28 @@ impl<R: Runtime> Inner<R> {
 
     async fn checkpoint_steps(self: &Rc<Self>) -> io::Result<()> {
         let dirty = self.state.borrow().dirty_slots();
-        for slots in dirty.chunks(SLOTS_AT_A_TIME) {
+        if !self.write_slots(&dirty).await? {
+            return Ok(());
+        }
+        self.release().await?;
+        self.io.count(|counters| counters.checkpoints += 1);
+        Ok(())
+    }
+
+    /// Brings the headers of these slots up to date, and what they name; frees no space of the journal.
+    pub(crate) async fn checkpoint_of(self: &Rc<Self>, slots: &[u32]) {
+        let _one_at_a_time = self.checkpoints.lock().await;
+        if let Err(error) = self.write_slots(slots).await {
+            self.fence("checkpoint failed", &error);
+        }
+    }
+
+    /// C1 to C5; `false` when the disk is fenced.
+    async fn write_slots(self: &Rc<Self>, slots: &[u32]) -> io::Result<bool> {
+        for slots in slots.chunks(SLOTS_AT_A_TIME) {
             let shots = self.state.borrow_mut().shoot(slots, self.boot_gen);
             if self.flushed().await.is_err() {
-                return Ok(()); // fenced by whoever met the error
+                return Ok(false); // fenced by whoever met the error
             }
             let images: Vec<&Image> = shots.iter().map(|shot| &shot.image).collect();
             let files = try_join_all(images.iter().map(|image| self.file(image.slot))).await?;
@@ -78,9 +96,7 @@ impl<R: Runtime> Inner<R> {
             shots.iter().for_each(|shot| state.adopt(shot));
             shots.iter().for_each(|shot| self.touch(&mut state, shot.chunk));
         }
-        self.release().await?;
-        self.io.count(|counters| counters.checkpoints += 1);
-        Ok(())
+        Ok(true)
     }
 
     /// From now on blocks change in place. Their images are durable: who reads from here on finds them
@@ -200,10 +216,14 @@ impl<R: Runtime> State<R> {
             let end = u32::try_from(*at).unwrap_or(u32::MAX).saturating_add(BLOCK);
             self.raise_written(slot, end);
         }
-        let holds = self.by_slot.get(&slot) == Some(&shot.chunk);
+        let here = self.by_slot.get(&slot).copied();
+        let holds = here == Some(shot.chunk);
         if let Some(hdr) = self.hdr_of_slot(slot) {
             hdr.common.page_seq = image.hdr.common.page_seq;
-            hdr.child_copy = image.hdr.child_copy;
+            // A copy that was installed since this free slot's image was taken has children of its own.
+            if holds || here.is_none() {
+                hdr.child_copy = image.hdr.child_copy;
+            }
             if holds {
                 hdr.common.lsn = image.hdr.common.lsn;
                 hdr.child_present = image.hdr.child_present;

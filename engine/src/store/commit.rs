@@ -134,13 +134,18 @@ impl<R: Runtime> Inner<R> {
         for (handle, end) in &group.ends {
             if let Some(chunk) = state.chunks.get_mut(handle) {
                 chunk.durable = end.clone();
-                chunk.replica.advance_committed(end.seq);
                 chunk.replica.redo.durable(last_lsn);
+                if end.epoch == chunk.replica.hdr.epoch {
+                    chunk.replica.advance_committed(end.seq);
+                }
                 chunk.created = true;
             }
         }
         for slot in state.free.iter_mut().filter(|slot| group.freed.contains(&slot.hdr.common.number)) {
             slot.durable = true;
+        }
+        if !group.freed.is_empty() {
+            self.keep_slots_ready_in(state);
         }
     }
 

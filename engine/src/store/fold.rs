@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use wire::ChunkHandle;
+use wire::{ChunkHandle, DedupEntry};
 
+use super::dedup::DedupTable;
 use super::header::{Flags, Hdr, SlotState};
 use super::layout::BLOCK;
 use super::record::{Body, FLAG_FILL, Head};
-use super::replica::{Replica, Written};
+use super::replica::{Replica, Written, installable};
 
 /// What a slot holds while records are applied to it.
 #[derive(Clone, Debug)]
@@ -39,6 +40,18 @@ pub(crate) struct Fold {
 pub(crate) struct Pending {
     pub(crate) head: Head,
     pub(crate) body: Vec<u8>,
+    /// Of an INSTALL: the dedup table as it lies in the slot; `None` when it is damaged.
+    pub(crate) table: Option<Vec<DedupEntry>>,
+}
+
+impl Pending {
+    /// The header of an INSTALL.
+    pub(crate) fn installs(&self) -> Option<Box<Hdr>> {
+        match Body::decode(self.head.kind, &self.body) {
+            Ok(Body::Install(hdr)) => Some(hdr),
+            _ => None,
+        }
+    }
 }
 
 /// A record of a type that this build does not replay: the disk is refused, nothing is misread.
@@ -62,7 +75,8 @@ impl Fold {
     }
 
     /// Applies a record. One that does not fit marks the replica damaged: header and journal disagree.
-    pub(crate) fn apply(&mut self, head: &Head, body: &[u8], written: &mut Vec<Written>) -> Result<(), NotReplayed> {
+    pub(crate) fn apply(&mut self, record: &Pending, written: &mut Vec<Written>) -> Result<(), NotReplayed> {
+        let Pending { head, body, table } = record;
         if head.lsn <= self.ckpt_lsn {
             return Ok(());
         }
@@ -72,12 +86,21 @@ impl Fold {
             return Err(NotReplayed(head.kind));
         };
         match (&mut self.held, &body) {
-            (_, Body::Reopen(_) | Body::Install(_)) => {
-                return Err(NotReplayed(head.kind));
-            }
             (Held::Free(hdr), Body::Create(create)) => {
                 written.clear();
                 self.held = Held::Chunk(Box::new(Replica::created(hdr, head.chunk, head.epoch, create)));
+            }
+            (Held::Free(slot), Body::Install(hdr))
+                if (hdr.chunk(), hdr.common.number) == (head.chunk, head.slot) && installable(hdr) =>
+            {
+                // All of it was durable before the record was written: there is nothing to look at.
+                written.clear();
+                let entries = table.as_deref().unwrap_or_default();
+                let mut replica = Replica::installed(slot, hdr, DedupTable::new(entries));
+                if table.is_none() {
+                    replica.hdr.flags.set(Flags::DAMAGED);
+                }
+                self.held = Held::Chunk(Box::new(replica));
             }
             (Held::Chunk(replica), Body::Free { authority, .. })
                 if replica.hdr.chunk() == head.chunk && replica.check_free(*authority).is_ok() =>
@@ -152,7 +175,7 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
     let mut gone = (ChunkHandle::NONE, 0);
     for record in records {
         if record.head.lsn < cut || record.head.kind == PROMISE {
-            fold.apply(&record.head, &record.body, &mut written)?;
+            fold.apply(record, &mut written)?;
         } else if let Some(seq) = last_seq(record) {
             gone = (record.head.chunk, seq.max(gone.1));
         }

@@ -145,11 +145,12 @@ pub(crate) struct Hdr {
 
 impl Hdr {
     /// The header of a slot that holds nothing. What belongs to the slot itself stays: which copies
-    /// are current, and how far its extents are written.
+    /// are current, how far its extents are written, and whether they are shared.
     pub(crate) fn freed(&self) -> Self {
         Self {
             common: Common { chunk: 0, ..self.common.clone() },
             written_upto: self.written_upto,
+            flags: Flags(self.flags.0 & Flags::SHARED),
             child_copy: self.child_copy,
             ..Self::default()
         }
@@ -168,7 +169,13 @@ impl Hdr {
         usize::from(self.child_copy & child.bit() != 0)
     }
 
-    /// Sealed, or condemned after it: the partial block goes in place.
+    /// The partial block at the end lies in place, or goes there with the next checkpoint: the content is
+    /// final, or its length is.
+    pub(crate) fn tail_goes_in_place(&self) -> bool {
+        self.content_is_final() || self.flags.has(Flags::FIXED)
+    }
+
+    /// Sealed, or condemned after it.
     pub(crate) fn content_is_final(&self) -> bool {
         self.state == SlotState::Sealed || (self.state == SlotState::Condemned && self.prior_state == SlotState::Sealed)
     }

@@ -16,7 +16,7 @@ pub(crate) struct Image {
     pub(crate) hdr: Hdr,
     /// Offset in the slot file, and page. Never a copy that the header before named (rule R13).
     pub(crate) children: Vec<(u64, Box<Page>)>,
-    /// The partial block of a sealed chunk, which a journal record or TAIL holds until this is durable.
+    /// The partial block of a chunk whose length is fixed, which a journal record or TAIL holds until this is durable.
     pub(crate) in_place: Option<(u64, Box<Page>)>,
     /// Blocks whose new content a journal record holds until this is durable (rule R3), ascending.
     pub(crate) redo: Vec<(u32, RedoImage)>,
@@ -57,7 +57,7 @@ pub(crate) fn of(replica: &Replica, boot_gen: u64, ckpt_lsn: u64) -> Image {
     if replica.dedup_dirty {
         put_dedup(replica, &mut hdr, &mut children);
     }
-    let in_place = (hdr.content_is_final() && !replica.tail.is_empty())
+    let in_place = (hdr.tail_goes_in_place() && !replica.tail.is_empty())
         .then(|| (u64::from(hdr.durable_len / BLOCK) * u64::from(BLOCK), padded(&replica.tail)));
     // A partial block in memory is newer than an image of its place.
     let top = replica.blocks_in_place();
@@ -85,7 +85,7 @@ fn put(hdr: &mut Hdr, children: &mut Vec<(u64, Box<Page>)>, child: Child, page: 
 }
 
 fn put_tail(replica: &Replica, hdr: &mut Hdr, children: &mut Vec<(u64, Box<Page>)>) {
-    if hdr.content_is_final() || replica.tail.is_empty() {
+    if hdr.tail_goes_in_place() || replica.tail.is_empty() {
         (hdr.tail_len, hdr.tail_crc) = (0, 0);
         hdr.child_present &= !Child::Tail.bit();
     } else if replica.tail_dirty {

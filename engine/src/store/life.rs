@@ -1,4 +1,4 @@
-//! CREATE, CONDEMN, FREE: how a slot comes to hold a chunk, and gives it up.
+//! CREATE, CONDEMN, RESTORE, FREE: how a slot comes to hold a chunk, and gives it up.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -81,6 +81,29 @@ impl<R: Runtime> Store<R> {
         done.wait().await
     }
 
+    /// RESTORE: a condemned chunk is again what it was before; one that was open is so as after a restart.
+    /// Durable on return; of a chunk that is not condemned it is done already. `authority`: LSN in the
+    /// master's log that allows it, not below that of the CONDEMN.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownChunk`; `Mismatch` for an older authority; `OldTerm`, `Busy`.
+    pub async fn restore(&self, term: Term, chunk: ChunkHandle, authority: u64) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        inner.check()?;
+        inner.shared.obey(term)?;
+        let (condemned, epoch) = {
+            let state = inner.state.borrow();
+            let replica = &state.chunks.get(&chunk).ok_or(StoreError::UnknownChunk)?.replica;
+            (replica.state() == ReplicaState::Condemned, replica.hdr.epoch)
+        };
+        if !condemned {
+            return inner.flushed().await;
+        }
+        let body = Body::Restore { term, authority };
+        inner.accept(chunk, epoch, 0, &body, Class::Control)?.wait().await
+    }
+
     /// FREE: the slot of a condemned chunk may hold another one. Durable on return; of an unknown chunk
     /// it is done already.
     ///
@@ -148,13 +171,15 @@ impl<R: Runtime> Inner<R> {
         let chunk = Chunk {
             replica: Replica::created(&free.hdr, args.chunk, args.epoch, &create),
             file: Some(file),
-            durable: End { len: 0, seq: 0, tail: empty() },
+            durable: End { len: 0, seq: 0, epoch: args.epoch, tail: empty() },
             dirty_lsn: Some(free.dirty_lsn.unwrap_or(lsn)),
             allocated: free.allocated,
             users: free.users,
             rewrites: 0,
             created: false,
             filling: Rc::default(),
+            private: 0,
+            lent: Rc::default(),
         };
         state.log.group.ends.insert(args.chunk, chunk.durable.clone());
         state.chunks.insert(args.chunk, chunk);

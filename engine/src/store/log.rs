@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use wire::ChunkHandle;
+use wire::{ChunkHandle, Epoch};
 
 use super::StoreError;
 use super::batch::{Batch, Chain, Subject, record_len};
@@ -31,7 +31,9 @@ pub(crate) enum Class {
 #[derive(Clone, Debug)]
 pub(crate) struct End {
     pub(crate) len: u32,
+    /// Last entry, counted in the log of `epoch`.
     pub(crate) seq: u64,
+    pub(crate) epoch: Epoch,
     pub(crate) tail: Tail,
 }
 
@@ -245,7 +247,7 @@ impl<F: Clone> Log<F> {
 mod tests {
     use super::*;
     use crate::store::record::NO_SLOT;
-    use wire::{Epoch, Term};
+    use wire::Term;
 
     const CHAIN: Chain = Chain { lsn: 10, prev_crc: 3, boot_gen: 2, disk_uuid: [1; 16] };
     const SUBJECT: Subject = Subject { chunk: ChunkHandle(1), slot: NO_SLOT, epoch: Epoch(1) };

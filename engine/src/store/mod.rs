@@ -20,6 +20,7 @@ mod cache;
 #[cfg(test)]
 mod canary;
 mod checkpoint;
+mod clone;
 mod commit;
 mod crcs;
 mod dedup;
@@ -30,6 +31,7 @@ mod fold;
 mod format;
 mod header;
 mod image;
+mod import;
 mod io;
 mod layout;
 mod life;
@@ -40,6 +42,7 @@ mod page;
 mod read;
 mod record;
 mod recover;
+mod reopen;
 mod repair;
 mod replica;
 mod seal;
@@ -51,12 +54,15 @@ mod tests;
 mod types;
 mod walk;
 
+pub use clone::{Lender, Lent};
 pub use error::{OpenError, StoreError};
+pub use import::Import;
 pub use open::{DiskLock, identity};
 pub use overwrite::Edges;
 pub use recover::{Recovered, ShardSeed, recover};
 pub use repair::REPAIR_BLOCKS_MAX;
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
-    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, RecoverySummary, Space, Upto, View,
+    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, RecoverySummary, ReopenArgs,
+    Space, Upto, View,
 };

@@ -67,6 +67,9 @@ impl<R: Runtime> Store<R> {
                 return Err(StoreError::BadRange);
             }
         }
+        if inner.is_shared(chunk)? {
+            self.unshare(chunk, offset, length).await?;
+        }
         // What the checksums are now must be known of every block that gets an image.
         let known = inner.state.borrow().live(chunk)?.replica.blocks_in_place();
         inner.load_crcs(chunk, first.min(known), (last + 1).min(known)).await?;

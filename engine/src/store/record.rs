@@ -29,6 +29,9 @@ pub(crate) const OP_LEN: usize = 64;
 /// Largest body: an OVERWRITE of 1 MiB that is not aligned touches 257 blocks.
 pub(crate) const BODY_LEN_MAX: u32 = 1_054_808;
 
+/// Streams that one FORGET drops.
+pub(crate) const FORGET_MAX: usize = 256;
+
 /// Magic of a record.
 pub(crate) const MAGIC: [u8; 4] = *b"HREC";
 
@@ -557,7 +560,7 @@ fn take_forget<'a>(input: &mut Reader<'a>) -> Result<Body<'a>, Malformed> {
     let op = Op::take(input)?;
     let n = input.u16()?;
     zeros::<6>(input)?;
-    if n == 0 || n > 256 {
+    if !(1..=FORGET_MAX).contains(&usize::from(n)) {
         return Err(Malformed::Field("streams"));
     }
     let streams = (0..n).map(|_| Ok(StreamId(input.array()?))).collect::<Result<_, Malformed>>()?;

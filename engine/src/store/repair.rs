@@ -38,6 +38,10 @@ impl<R: Runtime> Store<R> {
             if inner.state.borrow().live(chunk)?.replica.blocks_in_place() < end {
                 return Err(StoreError::BadRange);
             }
+            if inner.is_shared(chunk)? {
+                let len = u32::try_from(pages.len() * PAGE).unwrap_or(u32::MAX);
+                self.unshare(chunk, first_block * BLOCK, len).await?;
+            }
             inner.load_crcs(chunk, first_block, end).await?;
             let mut state = inner.state.borrow_mut();
             let replica = &state.live(chunk)?.replica;

@@ -6,8 +6,10 @@
 //! nothing that counts until their last part, or their SEAL, is applied.
 
 mod cut;
+mod install;
 mod overwrite;
 mod redo;
+mod reopen;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -18,11 +20,12 @@ use wire::{ChunkHandle, DedupEntry, Epoch, OpId, StreamId, Term};
 use super::StoreError;
 use super::crcs::{self, CrcTable};
 use super::dedup::DedupTable;
-use super::header::{EpochStart, Flags, HISTORY, Hdr, SlotState};
+use super::header::{EpochStart, Flags, Hdr, SlotState};
 use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, align_down};
 use super::page;
 use super::record::{Append, Body, Create, FLAG_FILL, Op, Seal};
 pub(crate) use cut::cut_blocks;
+pub(crate) use install::installable;
 use overwrite::HeldImages;
 pub(crate) use overwrite::{Newest, SeenBlocks, image_blocks, images_len};
 pub(crate) use redo::{Budget, Redo, RedoImage};
@@ -106,6 +109,7 @@ impl Replica {
     pub(crate) fn created(slot: &Hdr, chunk: ChunkHandle, epoch: Epoch, create: &Create<'_>) -> Self {
         let mut hdr = slot.freed();
         hdr.common.chunk = chunk.0;
+        hdr.flags = Flags(0); // what was shared was given back before
         hdr.state = SlotState::Open;
         hdr.epoch = epoch;
         hdr.promised = epoch;
@@ -204,11 +208,10 @@ impl Replica {
             Body::Seal(seal) => self.seal(epoch, seal, written),
             Body::Sealed { term, len, digest } => self.sealed(*term, epoch, *len, *digest),
             Body::Condemn { term, authority, now, .. } => self.condemn(*term, *authority, *now),
-            Body::Restore { term, .. } => self.restore(*term),
+            Body::Restore { term, authority } => self.restore(*term, *authority),
+            Body::Reopen(reopen) => self.reopen(epoch, reopen),
             Body::Final { op, len, digest } => self.finish(epoch, op, *len, *digest),
-            Body::Free { .. } | Body::Create(_) | Body::Reopen(_) | Body::Install(_) | Body::Mark => {
-                Err(StoreError::BadRange)
-            }
+            Body::Free { .. } | Body::Create(_) | Body::Install(_) | Body::Mark => Err(StoreError::BadRange),
         }
     }
 
@@ -342,6 +345,9 @@ impl Replica {
     /// Whether this fill may follow.
     pub(crate) fn check_fill(&self, epoch: Epoch, offset: u32, length: u32) -> Result<(), StoreError> {
         self.check_promised(epoch)?;
+        if self.hdr.flags.has(Flags::FIXED) {
+            return Err(StoreError::BadRange);
+        }
         let base = align_down(self.hdr.durable_len);
         let top = self.held_fill().map_or(base, |held| held.end);
         let fits = length > 0 && u64::from(offset) + u64::from(length) <= u64::from(CHUNK_CAPACITY);
@@ -486,13 +492,11 @@ impl Replica {
         self.held = None;
         self.obey(term);
         if epoch > self.hdr.epoch {
-            self.hdr.history.copy_within(..HISTORY - 1, 1);
-            self.hdr.history[0] = EpochStart { epoch: epoch.0, start_len: len, start_seq: self.hdr.last_seq };
-            self.hdr.epoch = epoch;
+            self.begin_epoch(epoch, self.hdr.last_seq);
         }
         self.hdr.promised = self.hdr.promised.max(epoch);
         self.hdr.state = SlotState::Sealed;
-        self.hdr.flags.clear(Flags::FILLED | Flags::CLOSED | Flags::SUSPECT);
+        self.hdr.flags.clear(Flags::FILLED | Flags::CLOSED | Flags::SUSPECT | Flags::FIXED);
         (self.hdr.committed_len, self.hdr.committed_seq) = (len, self.hdr.last_seq);
         self.ends.clear();
         if !self.tail.is_empty() {
@@ -512,17 +516,6 @@ impl Replica {
         self.hdr.state = SlotState::Condemned;
         self.hdr.authority = authority;
         self.hdr.condemned_at = now;
-        self.obey(term);
-        Ok(())
-    }
-
-    fn restore(&mut self, term: Term) -> Result<(), StoreError> {
-        if self.hdr.state != SlotState::Condemned {
-            return Err(StoreError::Mismatch);
-        }
-        self.hdr.state = if self.hdr.prior_state == SlotState::Open { SlotState::Rwr } else { self.hdr.prior_state };
-        self.hdr.prior_state = SlotState::Free;
-        (self.hdr.authority, self.hdr.condemned_at) = (0, 0);
         self.obey(term);
         Ok(())
     }

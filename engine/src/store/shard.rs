@@ -18,7 +18,7 @@ use super::batch::{Chain, Subject};
 use super::cache::CrcCache;
 use super::event::{Event, Outcome, Tally};
 use super::files::Files;
-use super::header::{Flags, Hdr};
+use super::header::{Flags, Hdr, SlotState};
 use super::io::Io;
 use super::log::{Class, End, Log};
 use super::overwrite::REDO_CHECKPOINT;
@@ -124,6 +124,10 @@ pub(crate) struct Chunk<R: Runtime> {
     pub(crate) created: bool,
     /// One fill at a time decides.
     pub(crate) filling: Rc<Mutex<()>>,
+    /// Bit per MiB of a chunk that shares extents: this one does not any more, durably.
+    pub(crate) private: u64,
+    /// Shared by whoever may let others share its extents.
+    pub(crate) lent: Rc<()>,
 }
 
 /// A slot that holds nothing.
@@ -138,15 +142,25 @@ pub(crate) struct FreeSlot {
 
 impl FreeSlot {
     /// Durably free, and nobody is still at it.
-    pub(crate) fn is_ready(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.durable && Rc::strong_count(&self.users) == 1
+    }
+
+    /// May hold a chunk.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.is_idle() && !self.hdr.flags.has(Flags::SHARED)
+    }
+
+    /// Its data must be punched out before: others may share it.
+    pub(crate) fn is_to_be_punched(&self) -> bool {
+        self.is_idle() && self.hdr.flags.has(Flags::SHARED)
     }
 }
 
 impl<R: Runtime> Chunk<R> {
     fn from_seed(seed: Seed) -> Self {
         let replica = Replica::loaded(seed.hdr, shared(&seed.tail), super::dedup::DedupTable::new(&seed.dedup));
-        let durable = End { len: replica.hdr.durable_len, seq: replica.hdr.last_seq, tail: Rc::clone(&replica.tail) };
+        let durable = end_of(&replica);
         let allocated = replica.hdr.written_upto;
         Self {
             replica,
@@ -158,6 +172,8 @@ impl<R: Runtime> Chunk<R> {
             rewrites: 0,
             created: true,
             filling: Rc::default(),
+            private: 0,
+            lent: Rc::default(),
         }
     }
 
@@ -171,9 +187,19 @@ impl<R: Runtime> Chunk<R> {
     }
 
     fn end(&self) -> End {
-        let hdr = &self.replica.hdr;
-        End { len: hdr.durable_len, seq: hdr.last_seq, tail: Rc::clone(&self.replica.tail) }
+        end_of(&self.replica)
     }
+
+    /// Last durable entry of the epoch; a chunk that was just re-opened has none.
+    fn durable_seq(&self) -> u64 {
+        let hdr = &self.replica.hdr;
+        if self.durable.epoch == hdr.epoch || hdr.state != SlotState::Open { self.durable.seq } else { 0 }
+    }
+}
+
+fn end_of(replica: &Replica) -> End {
+    let hdr = &replica.hdr;
+    End { len: hdr.durable_len, seq: hdr.last_seq, epoch: hdr.epoch, tail: Rc::clone(&replica.tail) }
 }
 
 impl<R: Runtime> State<R> {
@@ -256,11 +282,12 @@ impl<R: Runtime> Store<R> {
             len: replica.len(),
             last_seq: Seq(replica.last_seq()),
             durable_len: chunk.durable.len,
-            durable_seq: Seq(chunk.durable.seq),
+            durable_seq: Seq(chunk.durable_seq()),
             committed_len: hdr.committed_len,
             committed_seq: Seq(hdr.committed_seq),
             closed: hdr.flags.has(Flags::CLOSED),
             filled: hdr.flags.has(Flags::FILLED),
+            fixed: hdr.flags.has(Flags::FIXED),
             sealed_len: if sealed { hdr.sealed_len } else { 0 },
             digest: if sealed { hdr.sealed_digest } else { [0; 16] },
             suspect_seq: Seq(hdr.suspect_seq),
@@ -296,7 +323,7 @@ impl<R: Runtime> Store<R> {
             && !chunk.replica.is_fenced()
         {
             chunk.replica.claim_committed(seq.0);
-            chunk.replica.advance_committed(chunk.durable.seq);
+            chunk.replica.advance_committed(chunk.durable_seq());
         }
     }
 
@@ -366,6 +393,11 @@ impl<R: Runtime> Inner<R> {
         if let Err(error) = state.log.room(body.len_bound(), class) {
             self.checkpoint_soon(state);
             return Err(error);
+        }
+        if let Body::Overwrite { images, .. } | Body::Repair(images) = body
+            && !held.may_overwrite(&images.blocks)
+        {
+            return Err(StoreError::NoSpace);
         }
         let lsn = state.log.last_lsn() + 1;
         held.replica.redo.count_in(&self.redo);

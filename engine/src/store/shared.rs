@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     /// Somebody writes DISK.
     disk_writer: AtomicBool,
     term: AtomicU32,
+    /// The file system does not share extents between files, as far as anybody tried.
+    pub(crate) cannot_share: AtomicBool,
 }
 
 /// The right to change DISK, until dropped.
@@ -44,7 +46,14 @@ const DISK_RETRY: Duration = Duration::from_millis(2);
 impl Shared {
     pub(crate) fn new(root: PathBuf, disk: Disk) -> Self {
         let term = AtomicU32::new(disk.master_term);
-        Self { root, fence: OnceLock::new(), disk: Mutex::new(disk), disk_writer: AtomicBool::new(false), term }
+        Self {
+            root,
+            fence: OnceLock::new(),
+            disk: Mutex::new(disk),
+            disk_writer: AtomicBool::new(false),
+            term,
+            cannot_share: AtomicBool::new(false),
+        }
     }
 
     /// Whether the disk answers.

@@ -7,7 +7,7 @@ use super::StoreError;
 use super::append::{is_full, is_shortage};
 use super::header::Hdr;
 use super::io::Io;
-use super::layout::{HALF_OFFSETS, HALF_PAGES, PAGE};
+use super::layout::{CHUNK_CAPACITY, HALF_OFFSETS, HALF_PAGES, PAGE};
 use super::page::Common;
 use super::shard::{FreeSlot, Inner, State};
 use crate::runtime::{FileId, Folder, Open, Runtime};
@@ -26,12 +26,14 @@ impl<R: Runtime> Inner<R> {
 
     /// As [`Self::keep_slots_ready`], inside a step.
     pub(crate) fn keep_slots_ready_in(self: &Rc<Self>, state: &mut State<R>) {
-        if state.free.len() >= READY_MIN || state.filling_up || self.check().is_err() {
+        let enough = state.free.len() >= READY_MIN && !state.free.iter().any(FreeSlot::is_to_be_punched);
+        if enough || state.filling_up || self.check().is_err() {
             return;
         }
         state.filling_up = true;
         let inner = Rc::clone(self);
         self.spawn(async move {
+            inner.punch_shared().await;
             let made = inner.make_slots().await;
             inner.state.borrow_mut().filling_up = false;
             if let Err(error) = made {
@@ -50,7 +52,41 @@ impl<R: Runtime> Inner<R> {
                     return Ok(free.hdr.common.number);
                 }
             }
+            self.punch_shared().await;
             self.make_slots().await?;
+        }
+    }
+
+    /// Gives back the data of free slots that may share it; they hold chunks again then. What fails is
+    /// tried again with the next slots that are wanted.
+    async fn punch_shared(self: &Rc<Self>) {
+        let _one_at_a_time = self.making_slots.lock().await;
+        loop {
+            let found = {
+                let state = self.state.borrow();
+                let found = state.free.iter().find(|free| free.is_to_be_punched());
+                found.map(|free| (free.hdr.common.number, Rc::clone(&free.users)))
+            };
+            let Some((slot, _users)) = found else { return };
+            let punched: io::Result<R::File> = async {
+                let file = self.file(slot).await?;
+                self.io.rt.punch_hole(&file, 0, u64::from(CHUNK_CAPACITY)).await?;
+                Ok(file)
+            }
+            .await;
+            let file = match punched {
+                Ok(file) => file,
+                Err(error) => return tracing::warn!(slot, %error, "a shared slot stays out of use"),
+            };
+            self.io.count(|counters| {
+                counters.flushes += 1;
+                counters.slot_syncs += 1;
+            });
+            if let Err(error) = self.io.rt.fsync(&file).await {
+                self.fence("a sync of a slot failed", &error);
+                return;
+            }
+            self.unshare_free(slot, (0, 0));
         }
     }
 

@@ -79,6 +79,54 @@ pub struct CreateArgs {
     pub dedup: Vec<DedupEntry>,
 }
 
+/// REOPEN.
+#[derive(Clone, Debug)]
+pub struct ReopenArgs {
+    /// The master's term.
+    pub term: Term,
+    /// A sealed chunk.
+    pub chunk: ChunkHandle,
+    /// The epoch that begins, above every other of the chunk.
+    pub epoch: Epoch,
+    /// Its chain, 1 to 8 servers.
+    pub members: Vec<ServerId>,
+    /// Place in the chain; the head is zero.
+    pub my_position: u8,
+    /// The sealed length.
+    pub len: u32,
+    /// The sealed digest.
+    pub digest: [u8; 16],
+}
+
+/// A finished copy that comes from elsewhere.
+#[derive(Clone, Debug)]
+pub struct ImportArgs {
+    /// The master's term.
+    pub term: Term,
+    /// The chunk, not zero; not here in any state.
+    pub chunk: ChunkHandle,
+    /// Epoch under which it was sealed.
+    pub epoch: Epoch,
+    /// At least `epoch`.
+    pub promised: Epoch,
+    /// The chain of the epoch, 1 to 8 servers.
+    pub members: Vec<ServerId>,
+    /// Place in it; the head is zero.
+    pub my_position: u8,
+    /// The file.
+    pub file: InodeId,
+    /// The chunk before it in the file.
+    pub prev: ChunkHandle,
+    /// Last entry of its log, as far as it is known.
+    pub last_seq: Seq,
+    /// The sealed length.
+    pub len: u32,
+    /// The sealed digest: what is written must have it.
+    pub digest: [u8; 16],
+    /// The dedup table, at most 400 entries.
+    pub dedup: Vec<DedupEntry>,
+}
+
 /// One log entry with bytes: an APPEND (FILL is made by [`super::Store::fill`]).
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -143,6 +191,8 @@ pub struct View {
     pub closed: bool,
     /// Content set by a seal, not confirmed.
     pub filled: bool,
+    /// Re-opened: its length may not change.
+    pub fixed: bool,
     /// Length when sealed, else zero.
     pub sealed_len: u32,
     /// Sealed digest; zero while not sealed.
@@ -236,6 +286,8 @@ pub struct Counters {
     pub image_blocks: u64,
     /// Blocks that were repaired.
     pub repaired_blocks: u64,
+    /// Chunks that were cloned by sharing extents.
+    pub clones: u64,
     /// The disk was fenced by this shard.
     pub fences: u64,
 }

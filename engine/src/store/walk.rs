@@ -89,7 +89,7 @@ impl<'a, R: Runtime> Stream<'a, R> {
         loop {
             let bytes = self.fill(at, len).await?;
             match find(bytes) {
-                Found::Record(head, body) => return Ok(Some(Pending { head, body: body.to_vec() })),
+                Found::Record(head, body) => return Ok(Some(Pending { head, body: body.to_vec(), table: None })),
                 Found::More(more) if more > len && bytes.len() >= len => len = more,
                 Found::More(_) | Found::End => return Ok(None),
             }

@@ -168,3 +168,43 @@ pub(crate) async fn preallocation_takes_no_space_before_its_offset<R: Runtime>(r
     let taken = std::fs::metadata(root.join("slots/00000012")).unwrap().blocks() * 512;
     assert!((96 << 10..1 << 20).contains(&taken), "{taken} bytes");
 }
+
+pub(crate) async fn a_clone_reads_the_same_and_neither_side_changes_the_other<R: Runtime>(rt: R, root: PathBuf) {
+    let from = rt.open(&root, SLOT, Open::Create).await.unwrap();
+    let to = rt.open(&root, FileId::Slot(13), Open::Create).await.unwrap();
+    write(&rt, &from, numbered(&rt, 6, 1).await, 0).await;
+    write(&rt, &to, numbered(&rt, 6, 101).await, 0).await;
+    rt.fsync(&from).await.unwrap();
+    let all = async |file: &R::File| numbers(rt.read_at(file, 6 * 4096, 0).await.unwrap().as_ref());
+    if let Err(error) = rt.clone_range(&from, &to, 4096, 4 * 4096).await {
+        // A result too: then the store copies. Nothing has changed.
+        let cannot = [libc::EOPNOTSUPP, libc::EXDEV, libc::EINVAL, libc::ENOTTY];
+        assert!(error.raw_os_error().is_some_and(|code| cannot.contains(&code)), "{error:?}");
+        assert_eq!(all(&to).await, [101, 102, 103, 104, 105, 106]);
+        return;
+    }
+    rt.fsync(&to).await.unwrap();
+    assert_eq!(all(&to).await, [101, 2, 3, 4, 5, 106]);
+    write(&rt, &to, numbered(&rt, 1, 201).await, 2 * 4096).await;
+    write(&rt, &from, numbered(&rt, 1, 202).await, 3 * 4096).await;
+    assert_eq!(all(&to).await, [101, 2, 201, 4, 5, 106]);
+    assert_eq!(all(&from).await, [1, 2, 3, 202, 5, 6]);
+    rt.unshare_range(&to, 4096, 4 * 4096).await.unwrap();
+    rt.fsync(&to).await.unwrap();
+    write(&rt, &from, numbered(&rt, 1, 203).await, 4 * 4096).await;
+    write(&rt, &to, numbered(&rt, 1, 204).await, 4096).await;
+    assert_eq!(all(&to).await, [101, 204, 201, 4, 5, 106]);
+    assert_eq!(all(&from).await, [1, 2, 3, 202, 203, 6]);
+}
+
+pub(crate) async fn a_hole_reads_as_zeros_and_the_file_keeps_its_length<R: Runtime>(rt: R, root: PathBuf) {
+    let file = rt.open(&root, SLOT, Open::Create).await.unwrap();
+    write(&rt, &file, numbered(&rt, 5, 1).await, 0).await;
+    rt.punch_hole(&file, 4096, 2 * 4096).await.unwrap();
+    rt.punch_hole(&file, 4 * 4096, 1 << 20).await.unwrap();
+    rt.fsync(&file).await.unwrap();
+    assert_eq!(rt.file_len(&root, SLOT).await.unwrap(), Some(5 * 4096));
+    assert_eq!(numbers(rt.read_at(&file, 5 * 4096, 0).await.unwrap().as_ref()), [1, 0, 0, 4, 0]);
+    write(&rt, &file, numbered(&rt, 1, 9).await, 4096).await;
+    assert_eq!(numbers(rt.read_at(&file, 5 * 4096, 0).await.unwrap().as_ref()), [1, 9, 0, 4, 0]);
+}

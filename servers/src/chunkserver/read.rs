@@ -213,6 +213,7 @@ mod tests {
             committed_seq: Seq(20),
             closed: false,
             filled: false,
+            fixed: false,
             sealed_len: 0,
             digest: [0; 16],
             suspect_seq: Seq(0),

@@ -6,6 +6,7 @@ use super::super::{FileId, Folder};
 use super::disk::{Call, Disk, SimDisk, folder_key, folder_of};
 use super::image::{Extent, Page, SECTOR};
 use super::rng::Rng;
+use super::share::put_moved;
 
 /// One thing that is not durable and that a power cut keeps or drops on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Unit {
     Allocation(FileId),
     /// The block at this offset is *written*. Keeping it keeps the data of the write that made it so.
     Conversion(FileId, u64),
+    /// The block at this offset is one that another file has too, or a hole.
+    Extent(FileId, u64),
     /// 512 bytes at this offset, of the write with this number (writes are numbered as they complete).
     Sector(FileId, u64, u64),
 }
@@ -32,6 +35,8 @@ pub(super) struct PendingBlock {
     pub(super) page: Arc<Page>,
     /// Sectors of the page that were written.
     pub(super) mask: u8,
+    /// They went to a block that the file does not durably look at.
+    pub(super) moving: bool,
     /// A failed or lying sync has taken it off the books: no later sync makes it durable.
     pub(super) abandoned: bool,
 }
@@ -47,16 +52,43 @@ pub(super) struct PendingMeta {
 pub(super) enum What {
     Folder(Folder),
     Name(FileId),
-    Length { file: FileId, len: u64 },
-    Allocate { file: FileId, blocks: Arc<[u64]> },
-    Convert { file: FileId, block: u64 },
+    Length {
+        file: FileId,
+        len: u64,
+    },
+    Allocate {
+        file: FileId,
+        blocks: Arc<[u64]>,
+    },
+    Convert {
+        file: FileId,
+        block: u64,
+    },
+    /// The block looks at one that others share, or at none.
+    Look {
+        file: FileId,
+        block: u64,
+        page: Option<Arc<Page>>,
+        extent: Extent,
+        group: u64,
+    },
+    /// The block has moved away from a shared one.
+    Move {
+        file: FileId,
+        block: u64,
+        page: Arc<Page>,
+    },
 }
 
 impl What {
     /// The file whose sync makes it durable.
     pub(super) fn file(&self) -> Option<FileId> {
         match self {
-            Self::Length { file, .. } | Self::Allocate { file, .. } | Self::Convert { file, .. } => Some(*file),
+            Self::Length { file, .. }
+            | Self::Allocate { file, .. }
+            | Self::Convert { file, .. }
+            | Self::Look { file, .. }
+            | Self::Move { file, .. } => Some(*file),
             Self::Folder(_) | Self::Name(_) => None,
         }
     }
@@ -66,7 +98,7 @@ impl What {
         match self {
             Self::Folder(_) => Some(Folder::Root),
             Self::Name(file) => Some(folder_of(*file)),
-            Self::Length { .. } | Self::Allocate { .. } | Self::Convert { .. } => None,
+            _ => None,
         }
     }
 
@@ -76,7 +108,8 @@ impl What {
             Self::Name(file) => Unit::Name(*file),
             Self::Length { file, len } => Unit::Length(*file, *len),
             Self::Allocate { file, .. } => Unit::Allocation(*file),
-            Self::Convert { file, block } => Unit::Conversion(*file, block * 4096),
+            Self::Convert { file, block } | Self::Move { file, block, .. } => Unit::Conversion(*file, block * 4096),
+            Self::Look { file, block, .. } => Unit::Extent(*file, block * 4096),
         }
     }
 }
@@ -104,7 +137,7 @@ impl SimDisk {
         let mut converted = Vec::new();
         for meta in metas {
             if keep(&meta.what.unit()) {
-                if matches!(meta.what, What::Convert { .. }) {
+                if matches!(meta.what, What::Convert { .. } | What::Move { .. }) {
                     converted.push(meta.seq);
                 }
                 disk.commit(&meta);
@@ -193,6 +226,7 @@ impl Disk {
                     }
                 }
             }
+            What::Look { .. } | What::Move { .. } => self.commit_sharing(meta),
             What::Convert { file, block } => {
                 if let Some(file) = self.files.get_mut(file) {
                     Arc::make_mut(file).safe.block_mut(*block).extent = Extent::Written;
@@ -206,7 +240,13 @@ impl Disk {
         if mask != 0
             && let Some(file) = self.files.get_mut(&write.file)
         {
-            Arc::make_mut(file).safe.put(write.block, &write.page, mask);
+            let safe = &mut Arc::make_mut(file).safe;
+            let block = safe.block_mut(write.block);
+            if write.moving && block.moving {
+                put_moved(block, &write.page, mask);
+            } else {
+                safe.put(write.block, &write.page, mask);
+            }
         }
     }
 
@@ -242,6 +282,13 @@ impl Disk {
             Call::Preallocate { file, offset, len } if self.live(file) => {
                 let _ = self.preallocate(file.file, offset, len);
             }
+            Call::Clone { from, file, offset, len } if self.live(file) => {
+                let _ = self.clone_range(from.file, file.file, offset, len);
+            }
+            Call::Unshare { file, offset, len } if self.live(file) => {
+                let _ = self.unshare_range(file.file, offset, len);
+            }
+            Call::Punch { file, offset, len } if self.live(file) => self.punch_hole(file.file, offset, len),
             _ => {}
         }
     }
@@ -250,6 +297,7 @@ impl Disk {
     fn restart(&mut self) {
         let folders = std::mem::take(&mut self.folders);
         self.folders = folders.into_iter().filter(|(_, folder)| folder.named).collect();
+        self.count_sharing();
         let files = std::mem::take(&mut self.files);
         for (id, mut file) in files {
             let reachable = folder_key(folder_of(id)).is_none_or(|key| self.folders.contains_key(&key));
@@ -260,7 +308,7 @@ impl Disk {
                 self.files.insert(id, file);
             }
         }
-        self.blocks_used = self.files.values().map(|file| file.seen.allocated()).sum();
+        self.count_sharing();
         self.generation += 1;
     }
 }

@@ -24,6 +24,7 @@ use super::cut::{PendingBlock, PendingMeta, What};
 use super::fault::{Fault, Op, Rule};
 use super::image::{Extent, Image, Page};
 use super::rng::Rng;
+use super::share::Groups;
 
 /// How long calls take, in virtual time: a fixed part, a random part up to as much again, and a part
 /// per MiB.
@@ -84,6 +85,8 @@ pub(super) struct Disk {
     pub(super) generation: u64,
     rules: Vec<Rule>,
     liar: bool,
+    pub(super) reflink: bool,
+    pub(super) groups: Groups,
     timing: Timing,
     stats: DiskStats,
     changes: u64,
@@ -117,6 +120,9 @@ pub(super) enum Call {
     Write { file: Handle, offset: u64, pages: Vec<Arc<Page>> },
     Read { file: Handle, offset: u64, len: usize },
     Preallocate { file: Handle, offset: u64, len: u64 },
+    Clone { from: Handle, file: Handle, offset: u64, len: u64 },
+    Unshare { file: Handle, offset: u64, len: u64 },
+    Punch { file: Handle, offset: u64, len: u64 },
     Sync { file: Handle, before: u64 },
     SyncFolder { folder: Folder, before: u64 },
     SyncAll { before: u64 },
@@ -154,6 +160,8 @@ impl SimDisk {
             generation: 0,
             rules: Vec::new(),
             liar: false,
+            reflink: true,
+            groups: Groups::default(),
             timing: Timing::default(),
             stats: DiskStats::default(),
             changes: 0,
@@ -241,6 +249,11 @@ impl SimDisk {
         self.lock().changes
     }
 
+    /// The same disk.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Disk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -287,6 +300,9 @@ impl Disk {
             Call::Write { file, .. } => (Op::Write, Some(file.file)),
             Call::Read { file, .. } => (Op::Read, Some(file.file)),
             Call::Preallocate { file, .. } => (Op::Preallocate, Some(file.file)),
+            Call::Clone { file, .. } | Call::Unshare { file, .. } | Call::Punch { file, .. } => {
+                (Op::Extents, Some(file.file))
+            }
             Call::Sync { file, .. } => (Op::Sync, Some(file.file)),
             Call::SyncFolder { .. } | Call::SyncAll { .. } => (Op::Sync, None),
         };
@@ -300,7 +316,10 @@ impl Disk {
             Call::Write { pages, .. } => (self.timing.access, pages.len() * PAGE),
             Call::Read { len, .. } => (self.timing.access, *len),
             Call::Sync { .. } | Call::SyncFolder { .. } | Call::SyncAll { .. } => (self.timing.sync, 0),
-            Call::Open { .. } | Call::Preallocate { .. } => (self.timing.other, 0),
+            Call::Open { .. } | Call::Preallocate { .. } | Call::Clone { .. } | Call::Punch { .. } => {
+                (self.timing.other, 0)
+            }
+            Call::Unshare { len, .. } => (self.timing.access, usize::try_from(*len).unwrap_or(0)),
         };
         let nanos = u64::try_from(base.as_nanos()).unwrap_or(u64::MAX);
         let moving = self.timing.per_mib.mul_f64(bytes as f64 / f64::from(1 << 20));
@@ -312,12 +331,15 @@ impl Disk {
             Call::Read { .. } => self.stats.reads += 1,
             Call::Write { .. } => self.stats.writes += 1,
             Call::Sync { .. } | Call::SyncFolder { .. } | Call::SyncAll { .. } => self.stats.syncs += 1,
-            Call::Open { .. } | Call::Preallocate { .. } => {}
+            _ => {}
         }
         self.changes += u64::from(!matches!(call, Call::Read { .. }));
         if let Call::Write { file, .. }
         | Call::Read { file, .. }
         | Call::Preallocate { file, .. }
+        | Call::Clone { file, .. }
+        | Call::Unshare { file, .. }
+        | Call::Punch { file, .. }
         | Call::Sync { file, .. } = &call
             && !self.live(*file)
         {
@@ -333,6 +355,18 @@ impl Disk {
             Call::Read { file, offset, len } => Ok(Answer::Bytes(self.read(file.file, offset, len, fault))),
             Call::Preallocate { file, offset, len } => {
                 self.preallocate(file.file, offset, len)?;
+                Ok(Answer::Done)
+            }
+            Call::Clone { from, file, offset, len } => {
+                self.clone_range(from.file, file.file, offset, len)?;
+                Ok(Answer::Done)
+            }
+            Call::Unshare { file, offset, len } => {
+                self.unshare_range(file.file, offset, len)?;
+                Ok(Answer::Done)
+            }
+            Call::Punch { file, offset, len } => {
+                self.punch_hole(file.file, offset, len);
                 Ok(Answer::Done)
             }
             Call::Sync { file, before } => {
@@ -363,7 +397,7 @@ impl Disk {
             Call::Sync { file, before } => self.abandon(before, |meta| meta.what.file() == Some(file.file)),
             Call::SyncFolder { folder, before } => self.abandon(before, |meta| meta.what.folder() == Some(folder)),
             Call::SyncAll { before } => self.abandon(before, |_| true),
-            Call::Open { .. } | Call::Write { .. } | Call::Read { .. } | Call::Preallocate { .. } => {}
+            _ => {}
         }
     }
 
@@ -404,9 +438,11 @@ impl Disk {
     }
 
     pub(super) fn write_block(&mut self, file: FileId, block: u64, page: Arc<Page>, mask: u8) -> io::Result<()> {
+        let moves = self.move_away(file, block)?;
         let free = self.blocks_total.saturating_sub(self.blocks_used);
         let Some(state) = self.files.get_mut(&file).map(Arc::make_mut) else { return Ok(()) };
         let extent = state.seen.block(block).extent;
+        let moving = state.safe.block(block).moving;
         if extent == Extent::Hole {
             if free == 0 {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
@@ -424,9 +460,14 @@ impl Disk {
         state.seen.len = state.seen.len.max(end);
         let seq = self.next_seq;
         self.next_seq += 1;
-        let page = if extent == Extent::Written { page } else { whole(&page, mask) };
-        let mask = if extent == Extent::Written { mask } else { 0xFF };
-        self.pending_blocks.push(PendingBlock { seq, file, block, page, mask, abandoned: false });
+        let fresh = moves || extent != Extent::Written;
+        let page = if fresh { whole(&page, mask) } else { page };
+        let mask = if fresh { 0xFF } else { mask };
+        if moves {
+            let what = What::Move { file, block, page: Arc::clone(&page) };
+            self.pending_meta.push(PendingMeta { seq, what, abandoned: false });
+        }
+        self.pending_blocks.push(PendingBlock { seq, file, block, page, mask, moving, abandoned: false });
         if extent != Extent::Written {
             self.pending_meta.push(PendingMeta { seq, what: What::Convert { file, block }, abandoned: false });
         }
@@ -518,7 +559,7 @@ impl Disk {
         file.generation == self.generation
     }
 
-    fn note(&mut self, what: What) {
+    pub(super) fn note(&mut self, what: What) {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.pending_meta.push(PendingMeta { seq, what, abandoned: false });

@@ -16,6 +16,8 @@ pub enum Op {
     Sync,
     /// `preallocate`.
     Preallocate,
+    /// `clone_range`, `unshare_range`, `punch_hole`.
+    Extents,
     /// `open`.
     Open,
 }

@@ -30,6 +30,12 @@ pub enum Extent {
 pub(super) struct Block {
     pub(super) extent: Extent,
     pub(super) page: Option<Arc<Page>>,
+    /// Blocks of one group are one block of the device; 0: nobody shares it.
+    pub(super) group: u64,
+    /// Safe image only: data goes to a block that the file does not durably look at yet.
+    pub(super) moving: bool,
+    /// That block.
+    pub(super) moved: Option<Arc<Page>>,
 }
 
 /// A file's blocks and length; a copy shares everything until one side changes it.
@@ -60,16 +66,23 @@ impl Image {
     /// Puts the sectors of `mask` (bit 0 is the first) of `page` on the device.
     pub(super) fn put(&mut self, block: u64, page: &Arc<Page>, mask: u8) {
         let block = self.block_mut(block);
-        if mask == 0xFF {
-            block.page = Some(Arc::clone(page));
-            return;
+        block.page = Some(merged(block.page.as_ref(), page, mask));
+    }
+
+    /// Blocks that were ever touched.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.segments.iter().flatten().flat_map(|segment| segment.iter())
+    }
+
+    /// Blocks that the file does not look at are gone.
+    pub(super) fn forget_moves(&mut self) {
+        for segment in self.segments.iter_mut().flatten() {
+            if segment.iter().any(|block| block.moving) {
+                for block in Arc::make_mut(segment) {
+                    (block.moving, block.moved) = (false, None);
+                }
+            }
         }
-        let mut merged = block.page.as_ref().map_or([0; PAGE], |old| **old);
-        for sector in (0..PAGE / SECTOR).filter(|sector| mask & (1 << sector) != 0) {
-            let range = sector * SECTOR..(sector + 1) * SECTOR;
-            merged[range.clone()].copy_from_slice(&page[range]);
-        }
-        block.page = Some(Arc::new(merged));
     }
 
     /// Fills `into` from a block boundary on; bytes past the length of the file are zeros.
@@ -83,12 +96,6 @@ impl Image {
         }
     }
 
-    /// Blocks that take space.
-    pub(super) fn allocated(&self) -> u64 {
-        let blocks = self.segments.iter().flatten().flat_map(|segment| segment.iter());
-        blocks.filter(|block| block.extent != Extent::Hole).count() as u64
-    }
-
     /// Forgets what the device holds below unwritten extents: no file system shows it again.
     pub(super) fn hide_unwritten(&mut self) {
         for segment in self.segments.iter_mut().flatten() {
@@ -99,6 +106,19 @@ impl Image {
             }
         }
     }
+}
+
+/// `old` with the sectors of `mask` from `page`.
+pub(super) fn merged(old: Option<&Arc<Page>>, page: &Arc<Page>, mask: u8) -> Arc<Page> {
+    if mask == 0xFF {
+        return Arc::clone(page);
+    }
+    let mut merged = old.map_or([0; PAGE], |old| **old);
+    for sector in (0..PAGE / SECTOR).filter(|sector| mask & (1 << sector) != 0) {
+        let range = sector * SECTOR..(sector + 1) * SECTOR;
+        merged[range.clone()].copy_from_slice(&page[range]);
+    }
+    Arc::new(merged)
 }
 
 fn place(block: u64) -> (usize, usize) {

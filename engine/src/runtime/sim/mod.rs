@@ -49,6 +49,7 @@ mod fault;
 mod image;
 mod net;
 mod rng;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -464,6 +465,27 @@ impl Runtime for SimRuntime {
         let numbers = numbers(file.handle.file, offset, usize::try_from(len).unwrap_or(usize::MAX));
         let call = Call::Preallocate { file: file.handle, offset, len };
         self.call(&file.disk, "preallocate", &numbers, call).await.map(drop)
+    }
+
+    async fn clone_range(&self, from: &SimFile, to: &SimFile, offset: u64, len: u64) -> io::Result<()> {
+        if !from.disk.is(&to.disk) {
+            return Err(io::Error::from_raw_os_error(libc::EXDEV));
+        }
+        let numbers = numbers(to.handle.file, offset, usize::try_from(len).unwrap_or(usize::MAX));
+        let call = Call::Clone { from: from.handle, file: to.handle, offset, len };
+        self.call(&to.disk, "clone_range", &numbers, call).await.map(drop)
+    }
+
+    async fn unshare_range(&self, file: &SimFile, offset: u64, len: u64) -> io::Result<()> {
+        let numbers = numbers(file.handle.file, offset, usize::try_from(len).unwrap_or(usize::MAX));
+        let call = Call::Unshare { file: file.handle, offset, len };
+        self.call(&file.disk, "unshare_range", &numbers, call).await.map(drop)
+    }
+
+    async fn punch_hole(&self, file: &SimFile, offset: u64, len: u64) -> io::Result<()> {
+        let numbers = numbers(file.handle.file, offset, usize::try_from(len).unwrap_or(usize::MAX));
+        let call = Call::Punch { file: file.handle, offset, len };
+        self.call(&file.disk, "punch_hole", &numbers, call).await.map(drop)
     }
 
     async fn sync_folder(&self, root: &Path, folder: Folder) -> io::Result<()> {

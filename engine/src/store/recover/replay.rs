@@ -7,6 +7,7 @@ use wire::ChunkHandle;
 use super::{Recovery, VERIFY_BLOCKS, failed, not_replayed};
 use crate::runtime::Runtime;
 use crate::store::OpenError;
+use crate::store::append::is_shortage;
 use crate::store::crcs::page_of;
 use crate::store::fold::{self, Check, Fold, Held, Pending};
 use crate::store::header::Flags;
@@ -39,7 +40,7 @@ impl<R: Runtime> Recovery<'_, R> {
         let end = stream
             .walk(&ring, async |record: Pending| {
                 proven = proven.max(record.head.durable_upto);
-                unproven.push(record);
+                unproven.push(self.with_table(record).await?);
                 let ready = if verify_all { 0 } else { unproven.partition_point(|record| record.head.lsn <= proven) };
                 for record in unproven.drain(..ready) {
                     self.apply(&record, boot_gen).await?;
@@ -139,7 +140,19 @@ impl<R: Runtime> Recovery<'_, R> {
         let Some(fold) = self.fold(record.head.slot, boot_gen).await? else {
             return Ok(());
         };
-        fold.apply(&record.head, &record.body, &mut Vec::new()).map_err(not_replayed)
+        fold.apply(record, &mut Vec::new()).map_err(not_replayed)
+    }
+
+    /// An INSTALL with the dedup table that its header names.
+    async fn with_table(&self, mut record: Pending) -> Result<Pending, OpenError> {
+        if let Some(hdr) = record.installs() {
+            record.table = match self.slot_file(record.head.slot).await {
+                Ok(file) => self.load_table(&file, &hdr).await,
+                Err(error) if is_shortage(&error) => return Err(OpenError::io("cannot open the slots", &error)),
+                Err(_) => None,
+            };
+        }
+        Ok(record)
     }
 
     /// Step 5 for one slot: the longest list of its unproven records whose data is all there.

@@ -3,6 +3,7 @@
 use std::io;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use wire::DedupEntry;
 
 use super::{Loaded, Recovery, RingFound, SLOTS_AT_A_TIME, failed};
 use crate::runtime::{FileId, Open, Runtime};
@@ -155,17 +156,25 @@ impl<R: Runtime> Recovery<'_, R> {
                 }
             }
         }
-        let mut entries = Vec::new();
-        let named = hdr.child_present;
-        for index in (0..DEDUP_PAGES).filter(|index| named & Child::Dedup(*index).bit() != 0) {
-            let page = self.child(file, &hdr, Child::Dedup(index)).await;
-            let page = page.filter(|page| page::stored_crc(page) == hdr.dedup_crc[index]);
-            match page.and_then(|page| page::decode_dedup(&page).ok()) {
-                Some((_, more)) => entries.extend(more),
-                None => hdr.flags.set(Flags::DAMAGED),
-            }
+        let table = self.load_table(file, &hdr).await;
+        if table.is_none() {
+            hdr.flags.set(Flags::DAMAGED);
         }
+        let entries = table.unwrap_or_default();
         Held::Chunk(Box::new(Replica::loaded(hdr, shared(&tail), DedupTable::new(&entries))))
+    }
+
+    /// The dedup table that a header names; `None` when a page does not match.
+    pub(super) async fn load_table(&self, file: &R::File, hdr: &Hdr) -> Option<Vec<DedupEntry>> {
+        let mut entries = Vec::new();
+        for index in (0..DEDUP_PAGES).filter(|index| hdr.has_child(Child::Dedup(*index))) {
+            let page = self.child(file, hdr, Child::Dedup(index)).await?;
+            if page::stored_crc(&page) != hdr.dedup_crc[index] {
+                return None;
+            }
+            entries.extend(page::decode_dedup(&page).ok()?.1);
+        }
+        Some(entries)
     }
 
     pub(super) async fn child(&self, file: &R::File, hdr: &Hdr, child: Child) -> Option<Box<Page>> {

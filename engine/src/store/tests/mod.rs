@@ -1,10 +1,13 @@
 //! The store on a simulated disk: what it promises, said as tests.
 
+mod clone;
 mod costs;
 mod crash;
 mod faults;
+mod import;
 mod model;
 mod overwrite;
+mod reborn;
 mod repair;
 mod rig;
 mod smoke;

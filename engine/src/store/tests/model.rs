@@ -9,6 +9,8 @@ use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, Seq, StreamId};
 
 use super::rig::{Rig, read_all};
+use crate::runtime::FileId;
+use crate::store::header::Flags;
 use crate::store::{Upto, crcs};
 
 /// A chunk after some operation.
@@ -22,11 +24,15 @@ pub(super) struct Snap {
     pub(super) last_seq: u64,
     pub(super) closed: bool,
     pub(super) filled: bool,
+    /// Re-opened.
+    pub(super) fixed: bool,
+    /// State before condemned.
+    pub(super) prior: Option<ReplicaState>,
     pub(super) dedup: Rc<Vec<DedupEntry>>,
 }
 
 impl Snap {
-    fn absent() -> Self {
+    pub(super) fn absent() -> Self {
         Self {
             state: None,
             epoch: 0,
@@ -35,6 +41,8 @@ impl Snap {
             last_seq: 0,
             closed: false,
             filled: false,
+            fixed: false,
+            prior: None,
             dedup: Rc::default(),
         }
     }
@@ -132,8 +140,23 @@ impl Model {
                 assert!(self.chunks.contains_key(&chunk.0), "chunk {chunk} was never created");
             }
         }
+        who_shares_says_so(rig);
         for (chunk, history) in &mut self.chunks {
             check_chunk(*chunk, history, rig, exact);
+        }
+    }
+}
+
+/// Writes go to extents that nobody shares, or to a slot whose header says that they may be.
+fn who_shares_says_so(rig: &Rig) {
+    let disk = rig.sim.disk();
+    for store in &rig.stores {
+        let state = store.inner.state.borrow();
+        let of_chunks = state.chunks.values().map(|chunk| &chunk.replica.hdr);
+        let of_free = state.free.iter().map(|free| &free.hdr);
+        for hdr in of_chunks.chain(of_free).filter(|hdr| !hdr.flags.has(Flags::SHARED)) {
+            let shared = disk.shared_blocks(FileId::Slot(hdr.common.number));
+            assert_eq!(shared, 0, "slot {} shares and does not say so", hdr.common.number);
         }
     }
 }
@@ -155,6 +178,7 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
         let promised = promises.into_iter().any(|promised| promised == view.promised.0);
         (view.state, view.durable_len as usize, view.last_seq, view.epoch, view.closed, view.filled, promised)
             == (state, snap.content.len(), Seq(snap.last_seq), Epoch(snap.epoch), snap.closed, snap.filled, true)
+            && view.fixed == snap.fixed
     };
     let found = (oldest..history.snaps.len()).find(may_be);
     let Some(found) = found else {
@@ -168,6 +192,9 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
             view.committed_len <= view.durable_len && view.committed_seq.0 <= history.committed.max(view.last_seq.0)
         );
         assert_eq!(store.dedup(ChunkHandle(chunk)), *snap.dedup, "chunk {chunk}: dedup table");
+        if view.fixed {
+            assert_eq!(view.committed_len, view.durable_len, "what was sealed stays committed");
+        }
         if view.state != ReplicaState::Condemned {
             let content = rig.on(chunk, move |_, store| async move {
                 let digest = store.digest(ChunkHandle(chunk), u32::MAX).await;
@@ -179,8 +206,10 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
             assert!(read == *snap.content, "chunk {chunk}: content differs from byte {differs:?} on in {view:?}");
             assert_eq!(digest, Ok(snap.digest()), "chunk {chunk}");
         }
-        if snap.state == Some(ReplicaState::Open) {
-            snap.state = Some(ReplicaState::Rwr);
+        for state in [&mut snap.state, &mut snap.prior] {
+            if *state == Some(ReplicaState::Open) {
+                *state = Some(ReplicaState::Rwr);
+            }
         }
         snap.promised = view.promised.0;
         history.committed = view.committed_seq.0;
@@ -195,14 +224,15 @@ impl std::fmt::Debug for Brief<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let brief = self.0.iter().map(|snap| {
             format!(
-                "{:?} epoch {} promised {} len {} last {} closed {} filled {}",
+                "{:?} epoch {} promised {} len {} last {} closed {} filled {} fixed {}",
                 snap.state,
                 snap.epoch,
                 snap.promised,
                 snap.content.len(),
                 snap.last_seq,
                 snap.closed,
-                snap.filled
+                snap.filled,
+                snap.fixed
             )
         });
         f.debug_list().entries(brief).finish()

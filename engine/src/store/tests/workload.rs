@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use wire::checksum::block_crcs;
 use wire::member::ReplicaState;
-use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, StreamId};
+use wire::{ChunkHandle, DedupEntry, Epoch, InodeId, OpId, Seq, ServerId, StreamId};
 
 use super::model::{Model, Snap, digest};
 use super::rig::{READ_ALL_PIECE, STREAM, TERM, bytes, create_args, payload, read_all};
 use crate::runtime::Runtime;
 use crate::runtime::sim::{Rng, SimBuf, SimRuntime};
-use crate::store::{Entry, Store, StoreError, Upto};
+use crate::store::{Entry, Import, ImportArgs, ReopenArgs, Store, StoreError, Upto};
 
 /// Shared with whoever checks.
 pub(super) type Shared = Rc<RefCell<Model>>;
@@ -88,10 +88,15 @@ impl Worker {
         }
         let now = self.now();
         match now.state {
+            None if self.one_in(3) => self.import().await,
             None => self.create().await,
+            Some(ReplicaState::Condemned) if self.one_in(3) => self.restore().await,
             Some(ReplicaState::Condemned) => self.free().await,
             Some(ReplicaState::Sealed) if self.one_in(4) => self.condemn().await,
             Some(ReplicaState::Sealed) if self.one_in(3) && now.content.len() >= 4096 => self.repair().await,
+            Some(ReplicaState::Sealed) if self.one_in(4) => self.clone_or_step_a_clone().await,
+            Some(ReplicaState::Sealed) if self.one_in(6) => self.unshare().await,
+            Some(ReplicaState::Sealed) if self.one_in(3) => self.reopen().await,
             Some(ReplicaState::Sealed) => self.read().await,
             Some(_) if self.one_in(80) => self.condemn().await,
             Some(_) if now.filled || now.closed => self.confirm().await,
@@ -101,7 +106,15 @@ impl Worker {
                 _ => self.fill_and_seal().await,
             },
             Some(ReplicaState::Rwr) => self.prepare().await,
-            Some(ReplicaState::Open) => match self.rng.below(24) {
+            Some(ReplicaState::Open) if now.fixed => match self.rng.below(6) {
+                0 => self.prepare().await,
+                1 => self.forget().await,
+                2 => self.reopen_again().await,
+                3 => self.read().await,
+                _ => self.finish().await,
+            },
+            Some(ReplicaState::Open) => match self.rng.below(26) {
+                24.. => self.forget().await,
                 0 => self.prepare().await,
                 1 => self.finish().await,
                 2..4 => self.read().await,
@@ -150,6 +163,8 @@ impl Worker {
             last_seq: 0,
             closed: false,
             filled: false,
+            fixed: false,
+            prior: None,
         };
         let store = self.store.clone();
         self.issue(snap, async move { store.create(args).await }).await;
@@ -357,8 +372,8 @@ impl Worker {
         snap.closed = true;
         snap.last_seq += 1;
         let (store, handle, seq) = (self.store.clone(), self.handle(), Seq(snap.last_seq));
-        let (len, digest) = (u32::try_from(snap.content.len()).unwrap(), snap.digest());
-        self.issue(snap, async move { store.finish(handle, Epoch(1), seq, len, digest).await }).await;
+        let (len, digest, epoch) = (u32::try_from(snap.content.len()).unwrap(), snap.digest(), Epoch(snap.epoch));
+        self.issue(snap, async move { store.finish(handle, epoch, seq, len, digest).await }).await;
     }
 
     pub(super) async fn prepare(&mut self) {
@@ -383,7 +398,7 @@ impl Worker {
     /// As a member that the source is ahead of; sometimes abandoned, sometimes begun again.
     pub(super) async fn fill_and_seal(&mut self) {
         let now = self.now();
-        let more = if self.one_in(3) { 0 } else { self.size() };
+        let more = if now.fixed || self.one_in(3) { 0 } else { self.size() };
         let content = [now.content.as_slice(), &bytes(self.rng.next(), more)].concat();
         let epoch = Epoch(now.promised);
         let abandon = self.one_in(4);
@@ -426,7 +441,7 @@ impl Worker {
         let mut snap = self.now();
         let epoch = if snap.filled { snap.promised } else { snap.epoch };
         snap.state = Some(ReplicaState::Sealed);
-        (snap.filled, snap.closed) = (false, false);
+        (snap.filled, snap.closed, snap.fixed) = (false, false, false);
         snap.epoch = epoch;
         let (store, handle) = (self.store.clone(), self.handle());
         let (len, digest) = (u32::try_from(snap.content.len()).unwrap(), snap.digest());
@@ -445,15 +460,250 @@ impl Worker {
 
     pub(super) async fn condemn(&mut self) {
         let mut snap = self.now();
-        snap.state = Some(ReplicaState::Condemned);
+        snap.prior = snap.state.replace(ReplicaState::Condemned);
         let (store, handle) = (self.store.clone(), self.handle());
         self.issue(snap, async move { store.condemn(TERM, handle, 5, 1).await }).await;
     }
 
     pub(super) async fn free(&mut self) {
         let mut snap = self.now();
-        snap.state = None;
+        snap = Snap { promised: snap.promised, ..Snap::absent() };
         let (store, handle) = (self.store.clone(), self.handle());
         self.issue(snap, async move { store.free(TERM, handle, 5).await }).await;
+    }
+
+    /// Some of the streams, and one that nobody knows.
+    pub(super) async fn forget(&mut self) {
+        let mut snap = self.now();
+        let mut streams = vec![StreamId([77; 16])];
+        streams.extend(snap.dedup.iter().map(|entry| entry.id.stream).filter(|_| self.rng.below(2) == 0));
+        snap.last_seq += 1;
+        snap.dedup = Rc::new(snap.dedup.iter().filter(|entry| !streams.contains(&entry.id.stream)).copied().collect());
+        let (store, handle, seq, epoch) = (self.store.clone(), self.handle(), Seq(snap.last_seq), Epoch(snap.epoch));
+        self.issue(snap, async move { store.forget(handle, epoch, seq, Seq(0), &streams)?.await }).await;
+    }
+
+    pub(super) async fn restore(&mut self) {
+        let mut snap = self.now();
+        snap.state = snap.prior.take();
+        if snap.state == Some(ReplicaState::Open) {
+            snap.state = Some(ReplicaState::Rwr);
+        }
+        let (store, handle) = (self.store.clone(), self.handle());
+        self.issue(snap, async move { store.restore(TERM, handle, 6).await }).await;
+    }
+
+    /// So that the end of the content is inside a block.
+    pub(super) async fn append_tail(&mut self) {
+        while self.now().content.len().is_multiple_of(4096) {
+            self.append(1).await;
+        }
+    }
+
+    /// The content as it is, under the promised epoch.
+    pub(super) async fn seal(&mut self) {
+        let mut snap = self.now();
+        snap.filled = true;
+        let (store, handle, seq, epoch) = (self.store.clone(), self.handle(), Seq(snap.last_seq), Epoch(snap.promised));
+        let (len, digest) = (u32::try_from(snap.content.len()).unwrap(), snap.digest());
+        self.issue(snap, async move { store.seal(TERM, handle, epoch, seq, len, digest, None).await }).await;
+    }
+
+    fn reopen_args(&self, snap: &Snap) -> ReopenArgs {
+        ReopenArgs {
+            term: TERM,
+            chunk: self.handle(),
+            epoch: Epoch(snap.epoch),
+            members: vec![ServerId(1), ServerId(3), ServerId(4)],
+            my_position: 2,
+            len: u32::try_from(snap.content.len()).unwrap(),
+            digest: snap.digest(),
+        }
+    }
+
+    pub(super) async fn reopen(&mut self) {
+        let mut snap = self.now();
+        let mut wrong = self.reopen_args(&snap);
+        assert_eq!(self.store.reopen(wrong.clone()).await, Err(StoreError::StaleEpoch(Epoch(snap.promised))));
+        snap.epoch = snap.promised + 1 + u32::try_from(self.rng.below(2)).unwrap();
+        (wrong.epoch, wrong.digest) = (Epoch(snap.epoch), [1; 16]);
+        assert_eq!(self.store.reopen(wrong).await, Err(StoreError::Mismatch));
+        (snap.promised, snap.last_seq, snap.fixed) = (snap.epoch, 0, true);
+        snap.state = Some(ReplicaState::Open);
+        let args = self.reopen_args(&snap);
+        let (store, handle) = (self.store.clone(), self.handle());
+        let (model, chunk) = (Rc::clone(&self.model), self.chunk);
+        self.issue(snap, async move {
+            let result = store.reopen(args).await;
+            if result.is_ok() {
+                model.borrow_mut().chunk(chunk).committed = 0;
+                let view = store.view(handle).unwrap();
+                assert_eq!((view.durable_seq, view.committed_seq, view.my_position), (Seq(0), Seq(0), 2));
+            }
+            result
+        })
+        .await;
+    }
+
+    /// An answer that was lost: nothing changes.
+    async fn reopen_again(&mut self) {
+        let args = self.reopen_args(&self.now());
+        let before = self.store.view(self.handle());
+        match self.store.reopen(args.clone()).await {
+            Ok(()) => assert_eq!(self.store.view(self.handle()), before),
+            other => panic!("{other:?}"),
+        }
+        let other = self.store.reopen(ReopenArgs { my_position: 1, ..args }).await;
+        assert_eq!(other, Err(StoreError::Mismatch));
+    }
+
+    pub(super) async fn import(&mut self) {
+        let import = self.begin_import().await;
+        self.finish_import(import).await;
+    }
+
+    /// What is asked for, as an operation of the model would leave it.
+    fn imported(&mut self) -> (Snap, ImportArgs) {
+        let len = if self.one_in(8) { 0 } else { self.size() * 3 };
+        let content = Rc::new(bytes(self.rng.next(), len));
+        let epoch = 1 + u32::try_from(self.rng.below(3)).unwrap();
+        let streams = u8::try_from(self.rng.below(3)).unwrap();
+        let entries = (0..streams).map(|stream| OpId { stream: StreamId([stream + 20; 16]), op: 7 });
+        let dedup: Vec<_> = entries.map(|id| DedupEntry { id, chunk: self.handle(), offset: 1, len: 2 }).collect();
+        let snap = Snap {
+            state: Some(ReplicaState::Sealed),
+            epoch,
+            promised: epoch + u32::from(streams == 1),
+            content,
+            last_seq: self.rng.below(50),
+            dedup: Rc::new(dedup),
+            ..Snap::absent()
+        };
+        let args = ImportArgs {
+            term: TERM,
+            chunk: self.handle(),
+            epoch: Epoch(snap.epoch),
+            promised: Epoch(snap.promised),
+            members: vec![ServerId(7), ServerId(1)],
+            my_position: 1,
+            file: InodeId(3),
+            prev: ChunkHandle(5),
+            last_seq: Seq(snap.last_seq),
+            len: u32::try_from(snap.content.len()).unwrap(),
+            digest: snap.digest(),
+            dedup: snap.dedup.to_vec(),
+        };
+        (snap, args)
+    }
+
+    /// All blocks, some runs at a time, in any order; nobody sees anything.
+    pub(super) async fn begin_import(&mut self) -> Option<(Snap, Import<SimRuntime>)> {
+        let (snap, args) = self.imported();
+        let import = match self.store.begin_import(args).await {
+            Ok(import) => import,
+            Err(StoreError::NoSpace) => return None,
+            Err(error) => panic!("begin: {error:?}"),
+        };
+        let blocks = snap.content.len().div_ceil(4096);
+        let mut runs = Vec::new();
+        let mut at = 0;
+        while at < blocks {
+            let count = usize::try_from(1 + self.rng.below(6)).unwrap().min(blocks - at);
+            runs.insert(usize::try_from(self.rng.below(runs.len() as u64 + 1)).unwrap(), at..at + count);
+            at += count;
+        }
+        let (rt, content, together) = (self.rt.clone(), Rc::clone(&snap.content), self.one_in(2));
+        let write = async |run: &std::ops::Range<usize>| {
+            let piece = &content[run.start * 4096..content.len().min(run.end * 4096)];
+            let buf = payload(&rt, piece).await;
+            let mut padded = piece.to_vec();
+            padded.resize(run.len() * 4096, 0);
+            import.write(u32::try_from(run.start).unwrap(), &block_crcs(&padded), buf).await.unwrap();
+        };
+        if together {
+            futures_util::future::join_all(runs.iter().map(&write)).await;
+        } else {
+            for run in &runs {
+                write(run).await;
+                self.dawdle().await;
+            }
+        }
+        assert!(self.store.view(self.handle()).is_none() && !self.store.chunks().contains(&self.handle()));
+        Some((snap, import))
+    }
+
+    pub(super) async fn finish_import(&mut self, import: Option<(Snap, Import<SimRuntime>)>) {
+        let Some((snap, import)) = import else { return };
+        if self.one_in(4) {
+            return; // given up
+        }
+        self.issue(snap, async move { import.finish().await }).await;
+    }
+
+    /// Begun and given up, before or after its last block.
+    pub(super) async fn give_up_an_import(&mut self) {
+        drop(self.begin_import().await);
+    }
+
+    /// To the end, for sure.
+    pub(super) async fn import_for_sure(&mut self) {
+        let (snap, import) = self.begin_import().await.unwrap();
+        self.issue(snap, async move { import.finish().await }).await;
+    }
+
+    /// The handle of this chunk's clone: of the same shard.
+    pub(super) fn clone_handle(&self) -> u64 {
+        let inner = &self.store.inner;
+        let shards = inner.shared.disk().rings;
+        (self.chunk * 1000..).find(|chunk| ChunkHandle(*chunk).shard(shards) == inner.shard).unwrap()
+    }
+
+    async fn clone_or_step_a_clone(&mut self) {
+        let handle = self.clone_handle();
+        // Clones of clones would go on for ever.
+        if self.chunk >= 1000 {
+            return;
+        }
+        if self.model.borrow_mut().chunk(handle).now().state.is_none() {
+            return self.clone_chunk().await;
+        }
+        let mut worker = self.of_clone();
+        for _ in 0..4 {
+            Box::pin(worker.step()).await;
+        }
+    }
+
+    /// Under another handle; what is left of this one is another matter.
+    pub(super) async fn clone_chunk(&mut self) {
+        let handle = self.clone_handle();
+        let (source, now) = (self.handle(), self.now());
+        let (_, mut args) = self.imported();
+        args.chunk = ChunkHandle(handle);
+        (args.len, args.digest) = (u32::try_from(now.content.len()).unwrap(), now.digest());
+        let snap =
+            Snap { state: Some(ReplicaState::Sealed), epoch: args.epoch.0, promised: args.promised.0, ..now.clone() };
+        let number = self.model.borrow_mut().chunk(handle).issue(snap);
+        let outcome = self.store.clone_chunk(source, args).await;
+        let mut model = self.model.borrow_mut();
+        match outcome {
+            Ok(()) => model.chunk(handle).acknowledge(number),
+            Err(StoreError::Busy | StoreError::NoSpace) => model.chunk(handle).take_back(number),
+            Err(error) => panic!("clone of {}: {error:?}", self.chunk),
+        }
+    }
+
+    /// As before an overwrite: nothing is seen of it.
+    pub(super) async fn unshare(&mut self) {
+        let len = u32::try_from(self.now().content.len()).unwrap();
+        match self.store.unshare(self.handle(), 0, len).await {
+            Ok(()) | Err(StoreError::NoSpace | StoreError::Busy) => {}
+            Err(error) => panic!("unshare: {error:?}"),
+        }
+    }
+
+    /// A worker for the clone of this chunk.
+    pub(super) fn of_clone(&mut self) -> Self {
+        let (rt, store, model, size_max) = (self.rt.clone(), self.store.clone(), Rc::clone(&self.model), self.size_max);
+        Self { rt, store, model, chunk: self.clone_handle(), rng: Rng::new(self.rng.next(), 8), size_max }
     }
 }
