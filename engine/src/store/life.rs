@@ -152,6 +152,9 @@ impl<R: Runtime> Inner<R> {
             dirty_lsn: Some(free.dirty_lsn.unwrap_or(lsn)),
             allocated: free.allocated,
             users: free.users,
+            only_appends: true,
+            last_append: 0,
+            zeros: super::ahead::Zeros::default(),
             created: false,
             filling: Rc::default(),
         };

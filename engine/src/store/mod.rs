@@ -7,13 +7,14 @@
 //! ```text
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
-//! drivers append  read  seal  life  slots         one operation each
+//! drivers append  ahead  read  seal  life  slots         one operation each
 //!         commit  checkpoint  recover  walk  format  open
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
 //! the shards of a disk share only `shared`. The format is drawn in `docs/disk-format.md`.
 
+mod ahead;
 mod append;
 mod batch;
 mod cache;
