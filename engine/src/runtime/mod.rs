@@ -13,6 +13,7 @@ mod helper;
 mod host;
 pub mod monoio;
 mod pool;
+pub mod raw;
 #[cfg(test)]
 mod refused;
 pub mod shard;
