@@ -18,7 +18,7 @@ DEV ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test verify fix bench release tools
+.PHONY: help run test verify fix bench bench-engine release tools
 
 help: ## this list
 	@echo "Usage: make TARGET"
@@ -50,6 +50,11 @@ fix: tools ## format, and apply what the lints suggest
 
 bench: release ## measure a temporary cluster on this machine: put, get, append, and its limits (BENCH="flags")
 	@HERCULES=$(HERCULES) DIR=$(TARGET_DIR) sh benches/run.sh $(BENCH)
+
+bench-engine: tools ## measure the chunk store beside fio and a bare io_uring loop (BENCH="flags", such as --quick)
+	@command -v fio >/dev/null || echo "fio is not installed: its column stays empty (apt-get install fio)" >&2
+	$(CARGO) build --profile bench-engine --locked -p benches --bin bench-engine $(CARGO_FLAGS)
+	@$(TARGET_DIR)/bench-engine/bench-engine --dir $(TARGET_DIR) --out $(TARGET_DIR)/bench $(BENCH)
 
 release: tools ## build the optimised binary
 	HERCULES_COMMIT=$(COMMIT) $(CARGO) build --release --locked -p cli $(CARGO_FLAGS)

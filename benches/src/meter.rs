@@ -87,7 +87,7 @@ fn is_loopback(address: &str) -> bool {
 
 /// CPU time of all threads of this process, seconds.
 #[allow(clippy::cast_precision_loss, reason = "seconds of CPU time are far below 2^53")]
-fn own_cpu_s() -> f64 {
+pub(crate) fn own_cpu_s() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

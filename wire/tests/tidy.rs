@@ -29,7 +29,7 @@ const CONFINED: [(&str, &[&str]); 8] = [
     ("redb", &["servers/src/master/"]),
     ("bincode", &["wire/src/codec.rs"]),
     ("axum", &["gateway/"]),
-    ("glommio", &["engine/", "servers/src/chunkserver/mod.rs"]),
+    ("glommio", &["engine/", "benches/", "servers/src/chunkserver/mod.rs"]),
     ("monoio", &["engine/", "benches/", "servers/src/chunkserver/mod.rs"]),
     ("Instant::now", CLOCKS),
     ("SystemTime::now", CLOCKS),

@@ -14,6 +14,7 @@ mod helper;
 mod host;
 pub mod monoio;
 mod pool;
+pub mod raw;
 #[cfg(test)]
 mod refused;
 pub mod shard;

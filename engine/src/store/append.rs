@@ -195,14 +195,16 @@ impl<R: Runtime> Inner<R> {
         payload: R::Buf,
     ) {
         let mut state = self.state.borrow_mut();
-        let Some(slot) = state.chunks.get(&chunk).map(|chunk| chunk.slot()) else { return };
+        let Some(held) = state.chunks.get(&chunk) else { return };
         let len = count * BLOCK as usize;
         let end = first * BLOCK + u32::try_from(len).unwrap_or(u32::MAX);
+        let (slot, no_zeros) = (held.slot(), held.zeros.gone_from(&(first * BLOCK..end)));
         let written = state.log.group.slots.entry(slot).or_insert_with(|| (file.clone(), 0));
         written.1 = written.1.max(end);
         let at = u64::from(first) * u64::from(BLOCK);
         let inner = Rc::clone(self);
         self.write_in_place(&state.log.group, async move {
+            no_zeros.await;
             if tail.is_empty() {
                 return inner.io.write(&file, inner.io.rt.slice(&payload, 0..len), at).await;
             }

@@ -36,7 +36,7 @@ struct Shot {
 impl<R: Runtime> Inner<R> {
     /// Starts a checkpoint, unless one runs.
     pub(crate) fn checkpoint_soon(self: &Rc<Self>, state: &mut State<R>) {
-        if state.checkpointing || self.stopping.get() {
+        if state.checkpointing || self.stopping.get() || self.holding.get() {
             return;
         }
         state.checkpointing = true;
@@ -197,6 +197,9 @@ impl<R: Runtime> State<R> {
         }
         let handle = *self.by_slot.get(&slot)?;
         let chunk = self.chunks.get_mut(&handle)?;
+        if chunk.zeros.is_busy() && chunk.replica.hdr.content_is_final() {
+            return None; // its last block goes in place, where zeros may be on their way (rule R19)
+        }
         let held = chunk.replica.held_lsn();
         if chunk.dirty_lsn? == held.unwrap_or(u64::MAX) && chunk.replica.redo.is_empty() {
             return None; // nothing new that counts

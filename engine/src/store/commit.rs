@@ -141,6 +141,7 @@ impl<R: Runtime> Inner<R> {
                 chunk.created = true;
             }
         }
+        self.zero_after(state, group.ends.keys().copied());
         for slot in state.free.iter_mut().filter(|slot| group.freed.contains(&slot.hdr.common.number)) {
             slot.durable = true;
         }
@@ -182,6 +183,9 @@ impl<R: Runtime> Inner<R> {
                         let subject = Subject { chunk: ChunkHandle::NONE, slot: NO_SLOT, epoch: Epoch(0) };
                         state.log.push(subject, 0, &Body::Mark);
                         inner.accepted(&mut state);
+                    }
+                    if !over {
+                        inner.zero_when_idle(&mut state);
                     }
                     return;
                 }

@@ -58,6 +58,11 @@ impl Tally {
         Going(Rc::clone(&self.0))
     }
 
+    /// Whether nothing is going on.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.0.count.get() == 0
+    }
+
     /// Waits until nothing is going on.
     pub(crate) fn idle(&self) -> impl Future<Output = ()> + use<> {
         let count = Rc::clone(&self.0);

@@ -371,6 +371,9 @@ impl<R: Runtime> Inner<R> {
             private: 0,
             lent: Rc::default(),
             rewrites: 0,
+            only_appends: false,
+            last_append: 0,
+            zeros: super::zero_ahead::Zeros::default(),
         };
         state.log.group.ends.insert(args.chunk, end);
         state.chunks.insert(args.chunk, chunk);

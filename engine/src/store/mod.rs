@@ -7,8 +7,8 @@
 //! ```text
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
-//! drivers append  overwrite  repair  read  seal  life  slots   one operation each
-//!         commit  checkpoint  recover  walk  format  open
+//! drivers append  overwrite  repair  reopen  import  clone  read  seal  life   one operation each
+//!         slots  zero_ahead  commit  checkpoint  recover  walk  format  open
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
@@ -53,6 +53,7 @@ mod slots;
 mod tests;
 mod types;
 mod walk;
+mod zero_ahead;
 
 pub use clone::{Lender, Lent};
 pub use error::{OpenError, StoreError};

@@ -4,7 +4,7 @@
 //! its record to the journal is one borrow: the order of records is the order of changes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
@@ -22,7 +22,7 @@ use super::header::{Flags, Hdr, SlotState};
 use super::io::Io;
 use super::log::{Class, End, Log};
 use super::overwrite::REDO_CHECKPOINT;
-use super::record::Body;
+use super::record::{Body, FLAG_FILL};
 use super::recover::{Seed, ShardSeed};
 use super::replica::{Budget, Replica, shared};
 use super::shared::Shared;
@@ -79,6 +79,8 @@ pub(crate) struct Inner<R: Runtime> {
     /// Held during a checkpoint.
     pub(crate) checkpoints: Mutex<()>,
     pub(crate) stopping: Cell<bool>,
+    /// See [`Store::hold_checkpoints`].
+    pub(crate) holding: Cell<bool>,
     #[cfg(test)]
     pub(crate) canary: Cell<super::canary::Canary>,
 }
@@ -103,6 +105,10 @@ pub(crate) struct State<R: Runtime> {
     pub(crate) marking: bool,
     /// A task makes slots.
     pub(crate) filling_up: bool,
+    /// Tasks that zero ahead of appends.
+    pub(crate) zeroing: usize,
+    /// Chunks that want zeros ahead once the disk is idle.
+    pub(crate) warm: BTreeSet<ChunkHandle>,
 }
 
 /// A chunk.
@@ -120,6 +126,12 @@ pub(crate) struct Chunk<R: Runtime> {
     pub(crate) users: Rc<()>,
     /// Checkpoints that wrote images in place: what a read found meanwhile may be neither old nor new.
     pub(crate) rewrites: u64,
+    /// Created since the start, and nothing but appends since then.
+    pub(crate) only_appends: bool,
+    /// Length of the last append.
+    pub(crate) last_append: u32,
+    /// Zeros ahead of its appends.
+    pub(crate) zeros: super::zero_ahead::Zeros,
     /// Its CREATE is durable: data may be written (rule R17).
     pub(crate) created: bool,
     /// One fill at a time decides.
@@ -170,6 +182,9 @@ impl<R: Runtime> Chunk<R> {
             allocated,
             users: Rc::default(),
             rewrites: 0,
+            only_appends: false,
+            last_append: 0,
+            zeros: super::zero_ahead::Zeros::default(),
             created: true,
             filling: Rc::default(),
             private: 0,
@@ -233,6 +248,8 @@ impl<R: Runtime> Store<R> {
             images_refused: false,
             marking: false,
             filling_up: false,
+            zeroing: 0,
+            warm: BTreeSet::new(),
         };
         let inner = Inner {
             io: Io::new(rt),
@@ -250,6 +267,7 @@ impl<R: Runtime> Store<R> {
             making_slots: Mutex::default(),
             checkpoints: Mutex::default(),
             stopping: Cell::new(false),
+            holding: Cell::new(false),
             #[cfg(test)]
             canary: Cell::default(),
         };
@@ -333,6 +351,12 @@ impl<R: Runtime> Store<R> {
         self.inner.io.counters()
     }
 
+    /// While true, no checkpoint begins by itself: the journal fills up and then answers `Busy`. For
+    /// measuring what recovery of a full journal takes, and for nothing else.
+    pub fn hold_checkpoints(&self, hold: bool) {
+        self.inner.holding.set(hold);
+    }
+
     /// Space of the disk; zeros when the file system does not answer.
     pub async fn space(&self) -> Space {
         let Ok(space) = self.inner.io.rt.space(&self.inner.shared.root).await else {
@@ -403,6 +427,10 @@ impl<R: Runtime> Inner<R> {
         held.replica.redo.count_in(&self.redo);
         held.replica.apply(lsn, epoch, flags, body, &mut |_| {})?;
         held.dirty_lsn.get_or_insert(lsn);
+        match body {
+            Body::Append(append) if flags & FLAG_FILL == 0 => held.last_append = append.length,
+            _ => held.only_appends = false,
+        }
         let subject = Subject { chunk, slot: held.slot(), epoch };
         let end = held.end();
         state.log.push(subject, flags, body);

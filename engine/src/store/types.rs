@@ -268,6 +268,8 @@ pub struct Counters {
     pub flushes: u64,
     /// Flushes that had to be of a slot, because its extents were not written yet.
     pub slot_syncs: u64,
+    /// Bytes of zeros written ahead of appends; they count as bytes written too.
+    pub zeroed_bytes: u64,
     /// Journal records.
     pub records: u64,
     /// Write calls.

@@ -66,6 +66,56 @@ fn a_written_range_needs_no_sync_of_its_slot() {
 }
 
 #[test]
+fn small_appends_find_their_blocks_zeroed_ahead() {
+    let rig = Rig::start(1, &new_disk(), 1);
+    rig.create(7);
+    let first = spent(&rig, 7, || rig.append(7, 1, &bytes(1, 100)).unwrap());
+    assert_eq!((first.flushes, first.slot_syncs), (1, 0), "a record in the journal, no block in place");
+    let pause = |rig: &Rig| rig.on(7, |rt, _| async move { rt.sleep(std::time::Duration::from_secs(1)).await });
+    let written = |rig: &Rig| rig.store(7).inner.state.borrow().chunks[&ChunkHandle(7)].replica.hdr.written_upto;
+    pause(&rig);
+    assert_eq!(written(&rig), 0, "one append may be the whole of a small file");
+    rig.append(7, 2, &bytes(2, 600)).unwrap();
+    pause(&rig);
+    assert_eq!(written(&rig), 64 << 10, "the first step of space");
+    let later = spent(&rig, 7, || (3..40).for_each(|op| rig.append(7, op, &bytes(op, 600)).unwrap()));
+    assert_eq!((later.groups, later.flushes, later.slot_syncs), (37, 37, 0));
+    let rig = Rig::start(2, &rig.cut(1), 1);
+    let all: Vec<u8> = std::iter::once(bytes(1, 100)).chain((2..40).map(|op| bytes(op, 600))).flatten().collect();
+    assert_eq!(rig.read_all(7, crate::store::Upto::Durable).unwrap(), all);
+}
+
+#[test]
+fn a_stream_that_pauses_finds_its_next_megabytes_zeroed_and_one_that_does_not_writes_each_byte_once() {
+    let rig = Rig::start(1, &new_disk(), 1);
+    rig.create(7);
+    let stream = spent(&rig, 7, || (1..=3).for_each(|op| rig.append(7, op, &bytes(op, 1 << 20)).unwrap()));
+    assert_eq!((stream.slot_syncs, stream.device_write_bytes), (3, 3 * ((1 << 20) + 4096)));
+    rig.on(7, |rt, _| async move { rt.sleep(std::time::Duration::from_secs(1)).await });
+    assert_eq!(rig.store(7).counters().zeroed_bytes, 4 << 20);
+    let after_pause = spent(&rig, 7, || (4..=7).for_each(|op| rig.append(7, op, &bytes(op, 1 << 20)).unwrap()));
+    assert_eq!((after_pause.groups, after_pause.flushes, after_pause.slot_syncs), (4, 4, 0));
+    let rig = Rig::start(2, &rig.cut(1), 1);
+    let all: Vec<u8> = (1..=7).flat_map(|op| bytes(op, 1 << 20)).collect();
+    assert_eq!(rig.read_all(7, crate::store::Upto::Durable).unwrap(), all);
+}
+
+#[test]
+fn an_append_that_catches_up_with_zeros_in_flight_is_not_overwritten_by_them() {
+    for seed in 0..50 {
+        let rig = Rig::start(seed, &new_disk(), 1);
+        rig.create(7);
+        rig.append(7, 1, &bytes(1, 100)).unwrap();
+        rig.append(7, 2, &bytes(2, 100)).unwrap();
+        // The zeros of the first 64 KiB are on their way.
+        rig.append(7, 3, &bytes(3, 60_000)).unwrap();
+        rig.on(7, |rt, _| async move { rt.sleep(std::time::Duration::from_millis(50)).await });
+        let all = [bytes(1, 100), bytes(2, 100), bytes(3, 60_000)].concat();
+        assert_eq!(rig.read_all(7, crate::store::Upto::Durable).unwrap(), all, "seed {seed}");
+    }
+}
+
+#[test]
 fn what_arrives_during_a_flush_shares_the_next() {
     let rig = Rig::start(1, &new_disk(), 1);
     (1..=40).for_each(|chunk| rig.create(chunk));
