@@ -8,7 +8,7 @@
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
 //! drivers append  read  seal  life  slots         one operation each
-//!         commit  checkpoint  recover  walk  format  open
+//!         commit  checkpoint  recover  walk  format  open  scrub  disk
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
@@ -23,6 +23,7 @@ mod checkpoint;
 mod commit;
 mod crcs;
 mod dedup;
+mod disk;
 mod error;
 mod event;
 mod files;
@@ -40,6 +41,7 @@ mod read;
 mod record;
 mod recover;
 mod replica;
+mod scrub;
 mod seal;
 mod shard;
 mod shared;
@@ -51,7 +53,9 @@ mod walk;
 
 pub use error::{OpenError, StoreError};
 pub use open::{DiskLock, identity};
+pub use page::DiskState;
 pub use recover::{Recovered, ShardSeed, recover};
+pub use scrub::{BlocksScrubbed, PagesScrubbed, SCRUB_BLOCKS_MAX};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
     Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, RecoverySummary, Space, Upto, View,

@@ -130,9 +130,14 @@ pub(crate) struct FreeSlot {
 }
 
 impl FreeSlot {
-    /// Durably free, and nobody is still at it.
+    /// Durably free, fit for use, and nobody is still at it.
     pub(crate) fn is_ready(&self) -> bool {
-        self.durable && Rc::strong_count(&self.users) == 1
+        self.durable && !self.is_quarantined() && Rc::strong_count(&self.users) == 1
+    }
+
+    /// Kept out of use: a block of it stayed bad after a repair.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.hdr.flags.has(Flags::QUARANTINED)
     }
 }
 

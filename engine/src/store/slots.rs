@@ -26,7 +26,8 @@ impl<R: Runtime> Inner<R> {
 
     /// As [`Self::keep_slots_ready`], inside a step.
     pub(crate) fn keep_slots_ready_in(self: &Rc<Self>, state: &mut State<R>) {
-        if state.free.len() >= READY_MIN || state.filling_up || self.check().is_err() {
+        let usable = state.free.iter().filter(|free| !free.is_quarantined()).count();
+        if usable >= READY_MIN || state.filling_up || self.check().is_err() {
             return;
         }
         state.filling_up = true;

@@ -19,9 +19,10 @@ use wire::limits::PAGE_ENTRIES_MAX;
 use wire::message::tag;
 use wire::{Body, ClusterId, Fault, Request, ServerId, Term};
 
-use super::board::{Board, space_of};
+use super::board::Board;
 use super::desk::{Desk, Key, Letter};
 use super::mailbox::ToControl;
+use super::status::space_of;
 use crate::clock;
 
 /// How often the master hears from this server.
@@ -420,7 +421,7 @@ async fn heartbeat(board: &Board, desk: &mut Desk) -> Heartbeat {
     Heartbeat {
         server: board.server(),
         boot: board.boot,
-        space: space_of(&statuses),
+        space: space_of(board.disks(), &statuses),
         chunk_count: statuses.iter().flatten().map(|status| status.chunk_count).sum(),
         chunks,
         inventory,

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 
-use engine::store::Counters;
+use engine::store::{Counters, Space};
 use tokio::sync::oneshot;
 use wire::heartbeat::ChunkReport;
 use wire::hello::Hello;
@@ -40,16 +40,27 @@ pub(crate) enum ToShard {
 pub(crate) struct ShardStatus {
     /// Replicas held.
     pub(crate) chunk_count: u64,
-    /// The store's counters.
-    pub(crate) store: Counters,
+    /// Its stores, in the order of the disks that were opened.
+    pub(crate) stores: Vec<StoreStatus>,
+    /// Chunks of which a second disk holds an older copy.
+    pub(crate) shadow_count: u64,
     /// The shard's own counters.
     pub(crate) served: Served,
-    /// Free and used space, bytes.
-    pub(crate) space: wire::heartbeat::Space,
     /// Chains this shard is a member of.
     pub(crate) open_count: u64,
     /// Connections.
     pub(crate) connection_count: u64,
+}
+
+/// Numbers of one shard on one disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StoreStatus {
+    /// The store's counters.
+    pub(crate) counters: Counters,
+    /// Space of the disk, and what the chunks of this shard take.
+    pub(crate) space: Space,
+    /// Slots that are kept out of use.
+    pub(crate) quarantined: u64,
 }
 
 /// What a shard served since it started.

@@ -30,12 +30,19 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<Option<Running>>,
     disks: Vec<TempDir>,
     pub(crate) shards: u32,
+    /// Disks of each server.
+    per_server: usize,
 }
 
 impl Cluster {
     pub(crate) async fn start(servers: usize, shards: u32) -> Self {
+        Self::start_with(servers, shards, 1).await
+    }
+
+    /// Servers with several disks each.
+    pub(crate) async fn start_with(servers: usize, shards: u32, per_server: usize) -> Self {
         let master = FakeMaster::start(CLUSTER).await;
-        let mut cluster = Self { master, servers: Vec::new(), disks: Vec::new(), shards };
+        let mut cluster = Self { master, servers: Vec::new(), disks: Vec::new(), shards, per_server };
         for index in 0..servers {
             cluster.disks.push(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
             cluster.servers.push(None);
@@ -45,14 +52,16 @@ impl Cluster {
     }
 
     pub(crate) fn config(&self, index: usize) -> Config {
-        let root = self.disks[index].path().to_owned();
+        let data_dirs: Vec<PathBuf> = (0..self.per_server).map(|disk| self.disk(index, disk)).collect();
+        let more = data_dirs.len() as u64 - 1;
         Config {
             admin: Some("127.0.0.1:0".into()),
             shards: Some(self.shards),
             runtime: backend(),
-            memory_per_shard: Config::MEMORY_MIN,
+            memory_per_shard: Config::MEMORY_MIN + more * engine::store::STORE_MEMORY as u64,
             ring_bytes: Some(16 << 20),
-            ..Config::new(root, self.master.address.clone())
+            data_dirs,
+            ..Config::new(PathBuf::new(), self.master.address.clone())
         }
     }
 
@@ -79,6 +88,11 @@ impl Cluster {
 
     pub(crate) fn root(&self, index: usize) -> PathBuf {
         self.disks[index].path().to_owned()
+    }
+
+    /// Folder of one of a server's disks.
+    pub(crate) fn disk(&self, index: usize, disk: usize) -> PathBuf {
+        if self.per_server == 1 { self.root(index) } else { self.root(index).join(format!("disk{disk}")) }
     }
 
     pub(crate) fn server(&self, index: usize) -> ServerId {

@@ -9,6 +9,7 @@
 
 mod append;
 mod cluster;
+mod disks;
 mod hostile;
 mod master;
 mod peer;

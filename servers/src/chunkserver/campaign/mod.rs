@@ -152,7 +152,7 @@ fn boot(cluster: &Shared, index: usize) {
             let mut recovered = store::recover(&rt, &disk).await.unwrap_or_else(|error| panic!("{error}"));
             let seed = recovered.seeds.pop().unwrap();
             let store = Store::start(rt.clone(), seed).await.unwrap_or_else(|error| panic!("{error}"));
-            let shard = Shard::new(rt.clone(), me, store, Budget::new(Budget::BYTES_MIN), to_control);
+            let shard = Shard::new(rt.clone(), me, store.into(), Budget::new(Budget::BYTES_MIN), to_control);
             let listener = rt.listen(listen).unwrap();
             rt.spawn({
                 let shard = shard.clone();
