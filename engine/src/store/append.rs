@@ -34,16 +34,7 @@ impl<R: Runtime> Store<R> {
     ) -> Result<impl Future<Output = Result<(), StoreError>> + use<R>, StoreError> {
         let inner = &self.inner;
         inner.check()?;
-        let op = Op {
-            id: entry.id,
-            first_unacked: entry.first_unacked,
-            seq: entry.seq.0,
-            committed_seq: entry.committed_seq.0,
-            part: entry.part,
-            parts: entry.parts,
-            off: entry.op_off,
-            len: entry.op_len,
-        };
+        let op = op_of(entry);
         if entry.length > PART_MAX || entry.part >= entry.parts {
             return Err(StoreError::BadRange);
         }
@@ -106,18 +97,35 @@ impl<R: Runtime> Store<R> {
         digest: [u8; 16],
     ) -> Result<(), StoreError> {
         self.inner.check()?;
+        self.inner.state.borrow().live(chunk)?.replica.check_whole(epoch, seq.0)?;
+        // Nothing of this is on the disk only, unless the chunk was sealed before: no wait, then.
+        self.inner.load_content_crcs(chunk).await?;
+        let partial = self.partial_if_in_place(chunk).await?;
         {
             let state = self.inner.state.borrow();
             let replica = &state.live(chunk)?.replica;
             replica.check_whole(epoch, seq.0)?;
-            // An open chunk's checksums are all in memory.
-            if replica.digest_of_all() != Some(digest) {
+            if replica.digest_of_all(partial.as_deref()) != Some(digest) {
                 return Err(StoreError::Mismatch);
             }
         }
         let body = Body::Final { op: no_stream(seq.0, 0), len, digest };
         let done = self.inner.accept(chunk, epoch, 0, &body, Class::Control)?;
         done.wait().await
+    }
+}
+
+/// What an entry says about its operation.
+pub(crate) fn op_of(entry: &Entry) -> Op {
+    Op {
+        id: entry.id,
+        first_unacked: entry.first_unacked,
+        seq: entry.seq.0,
+        committed_seq: entry.committed_seq.0,
+        part: entry.part,
+        parts: entry.parts,
+        off: entry.op_off,
+        len: entry.op_len,
     }
 }
 

@@ -13,9 +13,10 @@ use super::image::{self, Image};
 use super::io::Io;
 use super::layout::{BLOCK, HALF_OFFSETS, PAGE};
 use super::log::{Class, Start};
+use super::overwrite::REDO_CHECKPOINT;
 use super::page::{Common, Ring};
 use super::record::Body;
-use super::replica::empty;
+use super::replica::{Replica, Tail, empty};
 use super::shard::{Inner, State};
 use crate::runtime::Runtime;
 
@@ -25,6 +26,8 @@ const SLOTS_AT_A_TIME: usize = 32;
 /// One slot of a checkpoint.
 struct Shot {
     image: Image,
+    /// The partial block that it puts in place, or keeps.
+    tail: Tail,
     /// The slot is not used again while this is held (rule R17).
     _users: Rc<()>,
     chunk: ChunkHandle,
@@ -42,8 +45,12 @@ impl<R: Runtime> Inner<R> {
             inner.checkpoint().await;
             let mut state = inner.state.borrow_mut();
             state.checkpointing = false;
+            let refused = std::mem::take(&mut state.images_refused);
             if state.log.wants_checkpoint() {
-                inner.drop_what_pins(&mut state);
+                let half = |replica: &Replica| replica.held_lsn().is_some_and(|lsn| state.log.pins_half(lsn));
+                inner.drop_what_pins(&state, half);
+            } else if refused && state.held_images() >= REDO_CHECKPOINT {
+                inner.drop_what_pins(&state, |replica| replica.held_images_len() > 0);
             }
         });
     }
@@ -65,6 +72,7 @@ impl<R: Runtime> Inner<R> {
             }
             let images: Vec<&Image> = shots.iter().map(|shot| &shot.image).collect();
             let files = try_join_all(images.iter().map(|image| self.file(image.slot))).await?;
+            self.state.borrow_mut().rewriting(&shots);
             write_images(&self.io, &self.ring, &images, &files).await?;
             let mut state = self.state.borrow_mut();
             shots.iter().for_each(|shot| state.adopt(shot));
@@ -109,13 +117,11 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    /// Held-back records keep the journal full: a promise of the current number drops them (rule R16).
-    fn drop_what_pins(self: &Rc<Self>, state: &mut State<R>) {
-        let pinning = state.chunks.iter().filter_map(|(handle, chunk)| Some((chunk.replica.held_lsn()?, *handle)));
-        let Some((lsn, handle)) = pinning.min() else { return };
-        if !state.log.pins_half(lsn) {
-            return;
-        }
+    /// Held-back records keep the journal full, or the memory for images: a promise of the current number drops them (rule R16).
+    fn drop_what_pins(self: &Rc<Self>, state: &State<R>, pins: impl Fn(&Replica) -> bool) {
+        let held = state.chunks.iter().filter(|(_, chunk)| pins(&chunk.replica));
+        let held = held.filter_map(|(handle, chunk)| Some((chunk.replica.held_lsn()?, *handle)));
+        let Some((_, handle)) = held.min() else { return };
         let inner = Rc::clone(self);
         self.spawn(async move {
             let found = inner.state.borrow().live(handle).map(|chunk| chunk.replica.hdr.promised);
@@ -140,6 +146,11 @@ impl<R: Runtime> State<R> {
         slots.into_iter().map(|(_, slot)| slot).collect()
     }
 
+    /// Bytes of images that are held back, those included that are still to come.
+    fn held_images(&self) -> usize {
+        self.chunks.values().map(|chunk| chunk.replica.held_images_len()).sum()
+    }
+
     /// C1: copies what these slots hold now. What is held back stays to be replayed.
     fn shoot(&mut self, slots: &[u32], boot_gen: u64) -> Vec<Shot> {
         slots.iter().filter_map(|slot| self.shoot_one(*slot, boot_gen)).collect()
@@ -150,19 +161,33 @@ impl<R: Runtime> State<R> {
         if let Some(free) = self.free.iter_mut().find(|free| free.hdr.common.number == slot) {
             free.dirty_lsn.take()?;
             let image = image::of_free(&free.hdr, boot_gen, last);
-            return Some(Shot { image, _users: Rc::clone(&free.users), chunk: ChunkHandle::NONE });
+            return Some(Shot { image, tail: empty(), _users: Rc::clone(&free.users), chunk: ChunkHandle::NONE });
         }
         let handle = *self.by_slot.get(&slot)?;
         let chunk = self.chunks.get_mut(&handle)?;
         let held = chunk.replica.held_lsn();
-        if chunk.dirty_lsn? == held.unwrap_or(u64::MAX) {
+        if chunk.dirty_lsn? == held.unwrap_or(u64::MAX) && chunk.replica.redo.is_empty() {
             return None; // nothing new that counts
         }
         chunk.dirty_lsn = held;
         let image = image::of(&chunk.replica, boot_gen, held.map_or(last, |held| held - 1));
         chunk.replica.crcs.set_imaged();
         (chunk.replica.tail_dirty, chunk.replica.dedup_dirty) = (false, false);
-        Some(Shot { image, _users: Rc::clone(&chunk.users), chunk: handle })
+        let tail = Rc::clone(&chunk.replica.tail);
+        Some(Shot { image, tail, _users: Rc::clone(&chunk.users), chunk: handle })
+    }
+
+    /// From now on blocks change in place. Their images are durable: who reads from here on finds them
+    /// in memory, and who read before looks again when it found neither old nor new.
+    fn rewriting(&mut self, shots: &[Shot]) {
+        let durable_lsn = self.log.durable_lsn;
+        for Shot { image, chunk, .. } in shots {
+            let durable = image.redo.iter().all(|(_, image)| image.lsn <= durable_lsn);
+            assert!(durable, "an image goes in place when the journal has it (rule R3)");
+            if let Some(chunk) = self.chunks.get_mut(chunk).filter(|_| !image.redo.is_empty()) {
+                chunk.rewrites += 1;
+            }
+        }
     }
 
     /// The headers on the disk name what was written: so does the one in memory.
@@ -186,10 +211,15 @@ impl<R: Runtime> State<R> {
         }
         if let Some(chunk) = self.chunks.get_mut(&shot.chunk).filter(|_| holds) {
             chunk.replica.crcs.set_clean();
+            image.redo.iter().for_each(|(block, written)| chunk.replica.redo.in_place(*block, written));
             if image.in_place.is_some() {
-                // The partial block is read from its place from now on.
-                chunk.replica.tail = empty();
-                chunk.durable.tail = empty();
+                // The partial block is read from its place from now on, unless there is a newer one.
+                chunk.replica.redo.drop_from(image.hdr.durable_len / BLOCK);
+                for tail in [&mut chunk.replica.tail, &mut chunk.durable.tail] {
+                    if Rc::ptr_eq(tail, &shot.tail) {
+                        *tail = empty();
+                    }
+                }
             }
         }
     }
@@ -203,7 +233,10 @@ impl<R: Runtime> State<R> {
     }
 }
 
-/// C3 to C5: partial blocks and children, flush; headers over one copy, flush; over the other, flush.
+/// Blocks that are written in place with one call: 32 slots at a time take 2 MiB of buffers.
+const REDO_RUN: usize = 16;
+
+/// C3 to C5: images, partial blocks and children, flush; headers over one copy, flush; over the other, flush.
 pub(crate) async fn write_images<R: Runtime>(
     io: &Io<R>,
     ring: &R::File,
@@ -234,6 +267,14 @@ pub(crate) async fn write_images<R: Runtime>(
 async fn write_children<R: Runtime>(io: &Io<R>, image: &Image, file: &R::File) -> io::Result<()> {
     for (offset, page) in image.children.iter().chain(&image.in_place) {
         io.write_bytes(file, page.as_slice(), *offset).await?;
+    }
+    let mut next = 0;
+    while let Some((first, _)) = image.redo.get(next) {
+        let run = &image.redo[next..];
+        let len = (*first..).zip(run).take(REDO_RUN).take_while(|(at, (block, _))| at == block).count();
+        let bytes: Vec<u8> = run[..len].iter().flat_map(|(_, image)| *Rc::as_ref(&image.block).as_ref()).collect();
+        io.write_bytes(file, &bytes, u64::from(*first) * u64::from(BLOCK)).await?;
+        next += len;
     }
     Ok(())
 }

@@ -135,6 +135,7 @@ impl<R: Runtime> Inner<R> {
             if let Some(chunk) = state.chunks.get_mut(handle) {
                 chunk.durable = end.clone();
                 chunk.replica.advance_committed(end.seq);
+                chunk.replica.redo.durable(last_lsn);
                 chunk.created = true;
             }
         }

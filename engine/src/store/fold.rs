@@ -72,7 +72,7 @@ impl Fold {
             return Err(NotReplayed(head.kind));
         };
         match (&mut self.held, &body) {
-            (_, Body::Overwrite { .. } | Body::Repair(_) | Body::Reopen(_) | Body::Install(_)) => {
+            (_, Body::Reopen(_) | Body::Install(_)) => {
                 return Err(NotReplayed(head.kind));
             }
             (Held::Free(hdr), Body::Create(create)) => {
@@ -171,10 +171,12 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
             replica.suspect(gone.1);
         }
         let whole = replica.hdr.durable_len / BLOCK;
+        // An image is written again, whatever lies there (rule R7).
+        let looked_at = |block: u32| block < whole && !replica.redo.has(block);
         let check = |(block, by): (u32, Written)| {
             Some(Check { block, lsn: by.lsn, op_lsn: by.op_lsn, crc: replica.crcs.get(block)? })
         };
-        verify = last_writer.into_iter().filter(|(block, _)| *block < whole).filter_map(check).collect();
+        verify = last_writer.into_iter().filter(|(block, _)| looked_at(*block)).filter_map(check).collect();
     }
     fold.changed |= gone.1 > 0;
     Ok(Trial { fold, verify })
@@ -187,9 +189,19 @@ const PROMISE: u8 = 6;
 fn last_seq(record: &Pending) -> Option<u64> {
     match Body::decode(record.head.kind, &record.body).ok()? {
         Body::Append(append) if record.head.flags & FLAG_FILL == 0 => Some(append.op.seq),
-        Body::Forget { op, .. } | Body::Final { op, .. } => Some(op.seq),
+        Body::Overwrite { op, .. } | Body::Forget { op, .. } | Body::Final { op, .. } => Some(op.seq),
         Body::Seal(seal) => Some(seal.last_seq),
         _ => None,
+    }
+}
+
+/// Blocks of which a record carries images: the replica's checksums of them must be in memory.
+pub(crate) fn image_blocks(record: &Pending) -> Vec<u32> {
+    match Body::decode(record.head.kind, &record.body) {
+        Ok(Body::Overwrite { images, .. } | Body::Repair(images)) => {
+            images.blocks.iter().map(|(block, _)| *block).collect()
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use super::crcs::page_of;
 use super::header::{Hdr, SlotState};
 use super::layout::{BLOCK, CRCS_PER_PAGE, Child, DEDUP_PAGES, DEDUP_PER_PAGE};
 use super::page::{Common, Page, encode_crcs, encode_dedup, padded, stored_crc};
-use super::replica::Replica;
+use super::replica::{RedoImage, Replica};
 
 /// Pages to write, and the header that names them.
 #[derive(Clone, Debug)]
@@ -18,12 +18,16 @@ pub(crate) struct Image {
     pub(crate) children: Vec<(u64, Box<Page>)>,
     /// The partial block of a sealed chunk, which a journal record or TAIL holds until this is durable.
     pub(crate) in_place: Option<(u64, Box<Page>)>,
+    /// Blocks whose new content a journal record holds until this is durable (rule R3), ascending.
+    pub(crate) redo: Vec<(u32, RedoImage)>,
 }
 
 impl Image {
     /// Whether writing it in place makes extents written that are not: that needs a sync of the slot (rule R2).
     pub(crate) fn needs_slot_sync(&self) -> bool {
+        let beyond = |block: u32| block >= self.hdr.written_upto / BLOCK;
         self.in_place.as_ref().is_some_and(|(at, _)| *at >= u64::from(self.hdr.written_upto))
+            || self.redo.last().is_some_and(|(block, _)| beyond(*block))
     }
 }
 
@@ -31,7 +35,7 @@ impl Image {
 pub(crate) fn of_free(hdr: &Hdr, boot_gen: u64, ckpt_lsn: u64) -> Image {
     let mut hdr = hdr.clone();
     stamp(&mut hdr, boot_gen, ckpt_lsn);
-    Image { slot: hdr.common.number, hdr, children: Vec::new(), in_place: None }
+    Image { slot: hdr.common.number, hdr, children: Vec::new(), in_place: None, redo: Vec::new() }
 }
 
 /// The image of a replica with everything up to `ckpt_lsn` in it.
@@ -55,7 +59,11 @@ pub(crate) fn of(replica: &Replica, boot_gen: u64, ckpt_lsn: u64) -> Image {
     }
     let in_place = (hdr.content_is_final() && !replica.tail.is_empty())
         .then(|| (u64::from(hdr.durable_len / BLOCK) * u64::from(BLOCK), padded(&replica.tail)));
-    Image { slot: hdr.common.number, hdr, children, in_place }
+    // A partial block in memory is newer than an image of its place.
+    let top = replica.blocks_in_place();
+    let redo = replica.redo.all_newest().filter(|(block, _)| *block < top);
+    let redo = redo.map(|(block, image)| (block, image.clone())).collect();
+    Image { slot: hdr.common.number, hdr, children, in_place, redo }
 }
 
 fn stamp(hdr: &mut Hdr, boot_gen: u64, ckpt_lsn: u64) {

@@ -152,6 +152,7 @@ impl<R: Runtime> Inner<R> {
             dirty_lsn: Some(free.dirty_lsn.unwrap_or(lsn)),
             allocated: free.allocated,
             users: free.users,
+            rewrites: 0,
             created: false,
             filling: Rc::default(),
         };

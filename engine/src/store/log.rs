@@ -150,11 +150,19 @@ impl<F: Clone> Log<F> {
     pub(crate) fn room(&self, body_len: usize, class: Class) -> Result<(), StoreError> {
         let more = record_len(body_len) as u64;
         let used = page_up(self.used() + more) + PAGE as u64;
-        let limit = match class {
+        if used > self.limit(class) || self.batch.len() + more > BATCH_MAX { Err(StoreError::Busy) } else { Ok(()) }
+    }
+
+    /// Whether `bytes` of records ever fit, when everything else is gone.
+    pub(crate) fn fits_empty(&self, bytes: usize) -> bool {
+        page_up(bytes as u64) + PAGE as u64 <= self.limit(Class::Work)
+    }
+
+    fn limit(&self, class: Class) -> u64 {
+        match class {
             Class::Work => self.log_bytes - (self.log_bytes / 10).max(CONTROL_RESERVE.min(self.log_bytes / 4)),
             Class::Control => self.log_bytes,
-        };
-        if used > limit || self.batch.len() + more > BATCH_MAX { Err(StoreError::Busy) } else { Ok(()) }
+        }
     }
 
     /// Adds a record for which there is [`Log::room`]; its number.

@@ -7,7 +7,7 @@
 //! ```text
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
-//! drivers append  read  seal  life  slots         one operation each
+//! drivers append  overwrite  repair  read  seal  life  slots   one operation each
 //!         commit  checkpoint  recover  walk  format  open  scrub  disk
 //! ```
 //!
@@ -36,10 +36,12 @@ mod layout;
 mod life;
 mod log;
 mod open;
+mod overwrite;
 mod page;
 mod read;
 mod record;
 mod recover;
+mod repair;
 mod replica;
 mod scrub;
 mod seal;
@@ -53,8 +55,10 @@ mod walk;
 
 pub use error::{OpenError, StoreError};
 pub use open::{DiskLock, identity};
+pub use overwrite::Edges;
 pub use page::DiskState;
 pub use recover::{Recovered, ShardSeed, recover};
+pub use repair::REPAIR_BLOCKS_MAX;
 pub use scrub::{BlocksScrubbed, PagesScrubbed, SCRUB_BLOCKS_MAX};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{

@@ -10,7 +10,7 @@ use super::StoreError;
 use super::header::Hdr;
 use super::layout::{BLOCK, CHUNK_CAPACITY, Child, PAGE};
 use super::page::{self, CrcPage, Page};
-use super::replica::{Tail, crcs_of_padded};
+use super::replica::{SeenBlocks, Tail, crcs_of_padded};
 use super::shard::{Chunk, Inner, Store};
 use super::types::{Blocks, Upto};
 use crate::runtime::Runtime;
@@ -21,10 +21,14 @@ const READ_MAX: u32 = 1 << 20;
 /// What a read needs of a chunk, taken in one step.
 struct Plan {
     slot: u32,
-    users: Rc<()>,
+    _users: Rc<()>,
     first_block: u32,
-    /// Blocks to read from the device.
+    /// Blocks that have a place; those with images in memory among them.
     disk_blocks: u32,
+    /// Their checksums, and the images: of one state, that of the last durable group.
+    seen: SeenBlocks,
+    /// [`Chunk::rewrites`] at that time.
+    rewrites: u64,
     /// The partial block behind them, when it is touched and not in place.
     tail: Option<Tail>,
     len: u32,
@@ -47,20 +51,54 @@ impl<R: Runtime> Store<R> {
     ) -> Result<Blocks<R::Buf>, StoreError> {
         let inner = &self.inner;
         inner.check()?;
-        let plan = plan(inner.state.borrow().live(chunk)?, offset, len, upto)?;
-        let Some(plan) = plan else {
-            let buf = inner.io.rt.freeze(inner.io.rt.alloc(PAGE).await);
-            let buf = inner.io.rt.slice(&buf, 0..0);
-            return Ok(Blocks { buf, offset: offset / BLOCK * BLOCK, len: 0, crcs: Vec::new() });
-        };
-        let blocks = inner.read_planned(chunk, &plan).await;
-        drop(plan.users);
-        blocks
+        loop {
+            let planned = {
+                let mut state = inner.state.borrow_mut();
+                let planned = plan(state.live(chunk)?, state.log.durable_lsn, offset, len, upto)?;
+                inner.touch(&mut state, chunk);
+                planned
+            };
+            let plan = match planned {
+                Planned::Nothing => break,
+                Planned::Load(first, end) => {
+                    inner.load_crcs(chunk, first, end).await?;
+                    continue;
+                }
+                Planned::Damaged(slot, block) => return Err(inner.bad_block(chunk, slot, block)),
+                Planned::Read(plan) => plan,
+            };
+            match inner.read_planned(&plan).await {
+                // A checkpoint wrote an image over what was read: now it is read from memory.
+                Err(StoreError::BadBlock(_)) if inner.was_rewritten(chunk, &plan) => {}
+                Err(StoreError::BadBlock(block)) => return Err(inner.bad_block(chunk, plan.slot, block)),
+                read => return read,
+            }
+        }
+        let buf = inner.io.rt.freeze(inner.io.rt.alloc(PAGE).await);
+        let buf = inner.io.rt.slice(&buf, 0..0);
+        Ok(Blocks { buf, offset: offset / BLOCK * BLOCK, len: 0, crcs: Vec::new() })
     }
 }
 
-/// What to read; `None` when the limit is at or below `offset`.
-fn plan<R: Runtime>(chunk: &Chunk<R>, offset: u32, len: u32, upto: Upto) -> Result<Option<Plan>, StoreError> {
+/// What to do about a read.
+enum Planned {
+    /// The limit is at or below the offset.
+    Nothing,
+    /// Checksums of these blocks come first.
+    Load(u32, u32),
+    /// The checksum of this block of this slot is lost.
+    Damaged(u32, u32),
+    Read(Plan),
+}
+
+/// What to read, decided in one step: one state of the chunk.
+fn plan<R: Runtime>(
+    chunk: &Chunk<R>,
+    durable_lsn: u64,
+    offset: u32,
+    len: u32,
+    upto: Upto,
+) -> Result<Planned, StoreError> {
     let end = offset.checked_add(len).filter(|end| *end <= CHUNK_CAPACITY).ok_or(StoreError::BadRange)?;
     if end.div_ceil(BLOCK) - offset / BLOCK > READ_MAX / BLOCK {
         return Err(StoreError::BadRange);
@@ -73,45 +111,71 @@ fn plan<R: Runtime>(chunk: &Chunk<R>, offset: u32, len: u32, upto: Upto) -> Resu
     };
     let end = end.min(limit);
     if end <= offset {
-        return Ok(None);
+        return Ok(Planned::Nothing);
     }
     // Everything below the durable end is in place, but for a partial block that is still in memory.
     let in_place =
         if chunk.durable.tail.is_empty() { chunk.durable.len.div_ceil(BLOCK) } else { chunk.durable.len / BLOCK };
     let (first_block, end_block) = (offset / BLOCK, end.div_ceil(BLOCK));
-    Ok(Some(Plan {
+    let end_in_place = end_block.min(in_place).max(first_block);
+    let crcs = &chunk.replica.crcs;
+    if crcs.missing(first_block, end_in_place).is_some() {
+        return Ok(Planned::Load(first_block, end_in_place));
+    }
+    let seen = match chunk.replica.seen(first_block, end_in_place, durable_lsn) {
+        Ok(seen) => seen,
+        Err(block) => return Ok(Planned::Damaged(chunk.slot(), block)),
+    };
+    Ok(Planned::Read(Plan {
         slot: chunk.slot(),
-        users: Rc::clone(&chunk.users),
+        _users: Rc::clone(&chunk.users),
         first_block,
-        disk_blocks: end_block.min(in_place).saturating_sub(first_block),
+        disk_blocks: end_in_place - first_block,
+        seen,
+        rewrites: chunk.rewrites,
         tail: (end_block > in_place).then(|| Rc::clone(&chunk.durable.tail)),
         len: end - first_block * BLOCK,
     }))
 }
 
 impl<R: Runtime> Inner<R> {
-    async fn read_planned(&self, chunk: ChunkHandle, plan: &Plan) -> Result<Blocks<R::Buf>, StoreError> {
-        let end = plan.first_block + plan.disk_blocks;
-        let mut crcs = self.block_crcs(chunk, plan.first_block, end).await?;
+    /// `BadBlock`: what was read is not what the plan says.
+    async fn read_planned(&self, plan: &Plan) -> Result<Blocks<R::Buf>, StoreError> {
+        let mut crcs = plan.seen.crcs.clone();
+        let images = &plan.seen.images;
         let mut buf = None;
-        if plan.disk_blocks > 0 {
+        if images.len() < crcs.len() {
             let read = self.read_blocks(plan).await?;
-            if let Some(bad) = first_bad(read.as_ref(), &crcs) {
-                return Err(self.bad_block(chunk, plan.slot, plan.first_block + bad));
+            if let Some(bad) = first_bad(read.as_ref(), &plan.seen) {
+                return Err(StoreError::BadBlock(plan.first_block + bad));
             }
             buf = Some(read);
         }
-        if let Some(tail) = &plan.tail {
-            crcs.push(crcs_of_padded(tail));
+        if plan.tail.is_some() || !images.is_empty() {
             let before = plan.disk_blocks as usize * PAGE;
-            let mut whole = self.io.rt.alloc(before + PAGE).await;
+            let tail = if plan.tail.is_some() { PAGE } else { 0 };
+            let mut whole = self.io.rt.alloc(before + tail).await;
             let bytes = whole.as_mut();
-            bytes[..before].copy_from_slice(buf.as_ref().map_or(&[][..], AsRef::as_ref));
-            bytes[before..].copy_from_slice(page::padded(tail).as_slice());
+            if let Some(read) = &buf {
+                bytes[..before].copy_from_slice(read.as_ref());
+            }
+            for (index, image) in images {
+                let at = *index as usize * PAGE;
+                bytes[at..at + PAGE].copy_from_slice(Rc::as_ref(image).as_ref());
+            }
+            if let Some(tail) = &plan.tail {
+                crcs.push(crcs_of_padded(tail));
+                bytes[before..].copy_from_slice(page::padded(tail).as_slice());
+            }
             buf = Some(self.io.rt.freeze(whole));
         }
         let buf = buf.ok_or(StoreError::BadRange)?;
         Ok(Blocks { buf, offset: plan.first_block * BLOCK, len: plan.len, crcs })
+    }
+
+    /// Whether a checkpoint has begun to write images of the chunk in place since the plan was made.
+    fn was_rewritten(&self, chunk: ChunkHandle, plan: &Plan) -> bool {
+        self.state.borrow().chunks.get(&chunk).is_some_and(|chunk| chunk.rewrites != plan.rewrites)
     }
 
     async fn read_blocks(&self, plan: &Plan) -> Result<R::Buf, StoreError> {
@@ -126,7 +190,6 @@ impl<R: Runtime> Inner<R> {
         for index in 0..plan.disk_blocks {
             if self.io.read(&file, PAGE, at + u64::from(index * BLOCK)).await.is_err() {
                 let block = plan.first_block + index;
-                self.io.count(|counters| counters.bad_blocks += 1);
                 tracing::warn!(slot = plan.slot, block, %error, "block cannot be read");
                 return Err(StoreError::BadBlock(block));
             }
@@ -136,17 +199,8 @@ impl<R: Runtime> Inner<R> {
 
     fn bad_block(&self, chunk: ChunkHandle, slot: u32, block: u32) -> StoreError {
         self.io.count(|counters| counters.bad_blocks += 1);
-        tracing::warn!(%chunk, slot, block, "block fails its checksum");
+        tracing::warn!(%chunk, slot, block, "bad block");
         StoreError::BadBlock(block)
-    }
-
-    /// The checksums of blocks `first..end` of a chunk, read from the slot where they are not in memory.
-    async fn block_crcs(&self, chunk: ChunkHandle, first: u32, end: u32) -> Result<Vec<u32>, StoreError> {
-        self.load_crcs(chunk, first, end).await?;
-        let state = self.state.borrow();
-        let held = state.chunks.get(&chunk).ok_or(StoreError::UnknownChunk)?;
-        let crcs = &held.replica.crcs;
-        (first..end).map(|block| crcs.get(block).ok_or_else(|| self.bad_block(chunk, held.slot(), block))).collect()
     }
 
     /// Brings the checksum pages of blocks `first..end` into memory. What is damaged stays away.
@@ -200,11 +254,14 @@ impl<R: Runtime> Inner<R> {
     }
 }
 
-/// Index of the first block whose bytes do not match.
-fn first_bad(bytes: &[u8], crcs: &[u32]) -> Option<u32> {
+/// Index of the first block from the device whose bytes do not match.
+fn first_bad(bytes: &[u8], seen: &SeenBlocks) -> Option<u32> {
     let blocks = bytes.as_chunks::<PAGE>().0;
-    let bad = blocks.iter().zip(crcs).position(|(block, crc)| crc32c::crc32c(block) != *crc)?;
-    u32::try_from(bad).ok()
+    let mut images = seen.images.iter().map(|(index, _)| *index).peekable();
+    (0..).zip(blocks.iter().zip(&seen.crcs)).find_map(|(index, (block, crc))| {
+        let in_memory = images.next_if_eq(&index).is_some();
+        (!in_memory && crc32c::crc32c(block) != *crc).then_some(index)
+    })
 }
 
 /// A CRC page, if it is the one that the header names.

@@ -202,6 +202,7 @@ impl<R: Runtime> Recovery<'_, R> {
             match held {
                 Held::Free(hdr) => seeds[(hdr.common.number % shards) as usize].free.push(*hdr),
                 Held::Chunk(mut replica) => {
+                    assert!(replica.redo.is_empty(), "recovery leaves every image in place");
                     replica.restart();
                     self.summary.chunks += 1;
                     self.summary.damaged += u64::from(replica.hdr.flags.has(Flags::DAMAGED));

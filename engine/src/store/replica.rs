@@ -5,6 +5,9 @@
 //! incomplete operation and FILL records without their SEAL are *held back* (rule R16): they change
 //! nothing that counts until their last part, or their SEAL, is applied.
 
+mod overwrite;
+mod redo;
+
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -19,6 +22,9 @@ use super::header::{EpochStart, Flags, HISTORY, Hdr, SlotState};
 use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, align_down};
 use super::page;
 use super::record::{Append, Body, Create, FLAG_FILL, Op, Seal};
+use overwrite::HeldImages;
+pub(crate) use overwrite::{Newest, SeenBlocks, image_blocks, images_len};
+pub(crate) use redo::{Budget, Redo, RedoImage};
 
 /// A partial block's bytes, shared by whoever still reads an older one.
 pub(crate) type Tail = Rc<[u8]>;
@@ -47,6 +53,11 @@ struct Held {
     base: u32,
     crcs: Vec<u32>,
     written: Vec<Written>,
+    images: HeldImages,
+    /// Memory for the images that are still to come: an operation that has begun can end.
+    reserved: redo::Counted,
+    /// Where the next part begins.
+    next: u32,
     tail: Tail,
     end: u32,
 }
@@ -63,6 +74,8 @@ pub(crate) struct Replica {
     pub(crate) dedup: DedupTable,
     /// The table differs from the DEDUP pages.
     pub(crate) dedup_dirty: bool,
+    /// Images of blocks that are not in place yet.
+    pub(crate) redo: Redo,
     held: Option<Held>,
     /// Ends of complete operations that are not known committed: (last entry, length).
     ends: VecDeque<(u64, u32)>,
@@ -81,6 +94,7 @@ impl Replica {
             crcs: CrcTable::default(),
             dedup,
             dedup_dirty: false,
+            redo: Redo::default(),
             held: None,
             ends: VecDeque::new(),
             claimed,
@@ -180,6 +194,10 @@ impl Replica {
         match body {
             Body::Append(append) if flags & FLAG_FILL != 0 => self.fill(lsn, epoch, append),
             Body::Append(append) => self.append(lsn, epoch, append, written),
+            Body::Overwrite { op, offset, length, images } => {
+                self.overwrite(lsn, epoch, op, (*offset, *length), images)
+            }
+            Body::Repair(images) => self.repair(lsn, images),
             Body::Forget { op, streams } => self.forget(epoch, op, streams),
             Body::Promise { promised, term } => self.promise(*promised, *term),
             Body::Seal(seal) => self.seal(epoch, seal, written),
@@ -187,13 +205,9 @@ impl Replica {
             Body::Condemn { term, authority, now, .. } => self.condemn(*term, *authority, *now),
             Body::Restore { term, .. } => self.restore(*term),
             Body::Final { op, len, digest } => self.finish(epoch, op, *len, *digest),
-            Body::Free { .. }
-            | Body::Create(_)
-            | Body::Overwrite { .. }
-            | Body::Repair(_)
-            | Body::Reopen(_)
-            | Body::Install(_)
-            | Body::Mark => Err(StoreError::BadRange),
+            Body::Free { .. } | Body::Create(_) | Body::Reopen(_) | Body::Install(_) | Body::Mark => {
+                Err(StoreError::BadRange)
+            }
         }
     }
 
@@ -217,12 +231,20 @@ impl Replica {
     /// Whether this append may follow.
     pub(crate) fn check_append(&self, epoch: Epoch, op: &Op, offset: u32, length: u32) -> Result<(), StoreError> {
         self.check_entry(epoch, op.seq)?;
-        let op_end = u64::from(op.off) + u64::from(op.len);
-        let end = u64::from(offset) + u64::from(length);
-        if offset != self.len() || length == 0 || op_end > u64::from(CHUNK_CAPACITY) || end > op_end {
+        if offset != self.len() || self.hdr.flags.has(Flags::FIXED) {
             return Err(StoreError::BadRange);
         }
-        if (op.part + 1 == op.parts) != (end == op_end) || self.hdr.flags.has(Flags::FIXED) {
+        self.check_part(op, offset, length)
+    }
+
+    /// Whether this part may follow in its operation, or begin one.
+    fn check_part(&self, op: &Op, offset: u32, length: u32) -> Result<(), StoreError> {
+        let op_end = u64::from(op.off) + u64::from(op.len);
+        let end = u64::from(offset) + u64::from(length);
+        if length == 0 || op_end > u64::from(CHUNK_CAPACITY) || end > op_end {
+            return Err(StoreError::BadRange);
+        }
+        if (op.part + 1 == op.parts) != (end == op_end) {
             return Err(StoreError::BadRange);
         }
         match self.held_op() {
@@ -231,6 +253,9 @@ impl Replica {
                 if !same || op.part != held.op.part + 1 {
                     return Err(StoreError::NotNext);
                 }
+                if offset != held.next {
+                    return Err(StoreError::BadRange);
+                }
             }
             None if op.part != 0 => return Err(StoreError::NotNext),
             None if op.off != offset => return Err(StoreError::BadRange),
@@ -238,6 +263,27 @@ impl Replica {
             None => {}
         }
         Ok(())
+    }
+
+    /// Holds back a part of an operation that is not complete.
+    fn hold(&mut self, lsn: u64, op: &Op) -> &mut Held {
+        let (base, end) = (self.open_block(), self.hdr.durable_len);
+        let (tail, budget) = (&self.tail, self.redo.budget());
+        let held = self.held.get_or_insert_with(|| Held {
+            first_lsn: lsn,
+            fill: false,
+            op: *op,
+            base,
+            crcs: Vec::new(),
+            written: Vec::new(),
+            images: HeldImages::default(),
+            reserved: budget.take(overwrite::images_len(op, end)),
+            next: op.off,
+            tail: Rc::clone(tail),
+            end,
+        });
+        held.op = *op;
+        held
     }
 
     fn append(
@@ -254,25 +300,19 @@ impl Replica {
         let blocks = Written { lsn, op_lsn, first_block: append.first_block, blocks: count(&append.crcs) };
         let (tail, end) = (shared(append.tail), append.offset + append.length);
         if op.part + 1 < op.parts {
-            let held = self.held.get_or_insert_with(|| Held {
-                first_lsn: lsn,
-                fill: false,
-                op,
-                base: append.first_block,
-                crcs: Vec::new(),
-                written: Vec::new(),
-                tail: empty(),
-                end,
-            });
-            held.op = op;
+            let held = self.hold(lsn, &op);
             held.crcs.extend_from_slice(&append.crcs);
             held.written.push(blocks);
-            (held.tail, held.end) = (tail, end);
+            (held.tail, held.end, held.next) = (tail, end, end);
             return Ok(());
         }
         if let Some(held) = self.held.take() {
             held.written.into_iter().for_each(&mut *written);
             self.crcs.set(held.base, &held.crcs);
+            if held.images.overwrites {
+                self.hdr.last_overwrite_seq = op.seq;
+            }
+            self.put_images(lsn, held.images.blocks);
         }
         written(blocks);
         self.crcs.set(append.first_block, &append.crcs);
@@ -334,6 +374,9 @@ impl Replica {
                 base,
                 crcs: Vec::new(),
                 written: Vec::new(),
+                images: HeldImages::default(),
+                reserved: self.redo.budget().take(0),
+                next: append.offset,
                 tail: empty(),
                 end: append.offset,
             });
@@ -527,17 +570,29 @@ impl Replica {
         }
     }
 
-    /// Digest of the content, or of what a SEAL would make of it; `None` when checksums are not in memory.
-    pub(crate) fn digest_of_all(&self) -> Option<[u8; 16]> {
+    /// Digest of the content, or of what a SEAL would make of it; `None` when checksums are not in
+    /// memory, or the partial block is not and `in_place`, its bytes as they were read, is not given.
+    pub(crate) fn digest_of_all(&self, in_place: Option<&[u8]>) -> Option<[u8; 16]> {
         if self.hdr.content_is_final() {
             return Some(self.hdr.sealed_digest);
         }
         let Some(held) = self.held_fill() else {
-            return self.digest_below(self.hdr.durable_len, &self.tail);
+            let tail = self.partial_block().or(in_place)?;
+            return self.digest_below(self.hdr.durable_len, tail);
         };
         let mut runs = self.crcs.runs(held.base)?;
         runs.push(&held.crcs);
         Some(crcs::digest(runs, &held.tail, held.end))
+    }
+
+    /// The bytes behind the last full block of the content; `None` when they are in place and not in memory.
+    pub(crate) fn partial_block(&self) -> Option<&[u8]> {
+        let rest = (self.hdr.durable_len % BLOCK) as usize;
+        if rest == 0 || !self.tail.is_empty() {
+            return Some(&self.tail);
+        }
+        let image = self.redo.newest(self.hdr.durable_len / BLOCK)?;
+        Rc::as_ref(&image.block).as_ref().get(..rest)
     }
 
     /// Digest of the first `len` bytes, whose partial block holds `tail`.

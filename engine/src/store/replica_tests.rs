@@ -143,7 +143,7 @@ fn only_the_content_that_was_set_is_confirmed() {
     let mut replica = created();
     let whole = part(&replica, 1, 0, 1, 100, 100);
     apply(&mut replica, 10, EPOCH, &whole).unwrap();
-    let digest = replica.digest_of_all().unwrap();
+    let digest = replica.digest_of_all(None).unwrap();
     let confirm = Body::Sealed { term: Term(1), len: 100, digest };
     assert_eq!(apply(&mut replica, 11, EPOCH, &confirm), Err(StoreError::Mismatch), "nothing was set");
     let last = Body::Final { op: no_stream(2, 0), len: 100, digest };
@@ -154,7 +154,7 @@ fn only_the_content_that_was_set_is_confirmed() {
     assert_eq!(apply(&mut replica, 12, EPOCH, &other), Err(StoreError::Mismatch));
     apply(&mut replica, 12, EPOCH, &confirm).unwrap();
     assert_eq!((replica.state(), replica.hdr.committed_len), (ReplicaState::Sealed, 100));
-    assert_eq!(replica.digest_of_all(), Some(digest));
+    assert_eq!(replica.digest_of_all(None), Some(digest));
 }
 
 proptest! {

@@ -47,6 +47,8 @@ pub struct BlocksScrubbed {
     pub bad: Vec<u32>,
     /// Blocks that were bad only the first time.
     pub flaky: u32,
+    /// Blocks whose newest content is in the journal and not in place yet: nothing can be said about them.
+    pub pending: u32,
 }
 
 /// Blocks to look at, taken in one step.
@@ -75,6 +77,20 @@ impl<R: Runtime> Store<R> {
         let state = self.inner.state.borrow();
         let live = state.chunks.values().filter(|chunk| chunk.replica.state() != ReplicaState::Condemned);
         live.map(|chunk| u64::from(in_place(chunk)) * u64::from(BLOCK)).sum()
+    }
+
+    /// Chunks in the slots beside this chunk's: what broke it may have broken them.
+    #[must_use]
+    pub fn neighbours(&self, chunk: ChunkHandle) -> Vec<ChunkHandle> {
+        let state = self.inner.state.borrow();
+        let Some(slot) = state.chunks.get(&chunk).map(Chunk::slot) else { return Vec::new() };
+        let beside = [slot.checked_sub(1), slot.checked_add(1)].into_iter().flatten();
+        beside.filter_map(|slot| state.by_slot.get(&slot).copied()).collect()
+    }
+
+    /// Starts a checkpoint, so that what was repaired comes into its place and can be read there.
+    pub fn settle(&self) {
+        self.inner.checkpoint_soon(&mut self.inner.state.borrow_mut());
     }
 
     /// Reads both headers of the chunk's slot and every page they name. What memory can replace is written
@@ -122,7 +138,11 @@ impl<R: Runtime> Store<R> {
     pub async fn scrub_blocks(&self, chunk: ChunkHandle, first: u32, count: u32) -> Result<BlocksScrubbed, StoreError> {
         let inner = &self.inner;
         inner.check()?;
-        let piece = piece(inner.state.borrow().live(chunk)?, first, count.clamp(1, SCRUB_BLOCKS_MAX));
+        let (piece, rewrites) = {
+            let state = inner.state.borrow();
+            let held = state.live(chunk)?;
+            (piece(held, first, count.clamp(1, SCRUB_BLOCKS_MAX)), held.rewrites)
+        };
         let mut found = BlocksScrubbed { next: piece.end, done: piece.last, ..BlocksScrubbed::default() };
         if piece.first >= piece.end {
             return Ok(found);
@@ -136,15 +156,21 @@ impl<R: Runtime> Store<R> {
         for (block, wanted) in (piece.first..piece.end).zip(wanted) {
             let index = (block - piece.first) as usize * PAGE;
             let matches = |bytes: &[u8]| wanted.is_some_and(|crc| crc32c::crc32c(bytes) == crc);
+            if inner.is_unsettled(chunk, block, rewrites) {
+                found.pending += 1;
+                continue;
+            }
             if whole.as_ref().is_some_and(|whole| matches(&whole.as_ref()[index..index + PAGE])) {
                 continue;
             }
             let again = inner.io.read(&file, PAGE, at + index as u64).await;
             if again.is_ok_and(|again| matches(again.as_ref())) {
                 found.flaky += 1;
-            } else if inner.crc_in_memory(chunk, block).is_none_or(|now| Some(now) == wanted) {
+            } else if inner.is_unsettled(chunk, block, rewrites) {
+                found.pending += 1; // it was written meanwhile
+            } else {
                 found.bad.push(block);
-            } // else it was written meanwhile
+            }
         }
         Ok(found)
     }
@@ -298,6 +324,12 @@ impl<R: Runtime> Inner<R> {
             },
         };
         Ok((crcs::digest([all.as_slice()], &last, len) == digest).then_some(crcs))
+    }
+
+    /// Whether a block is being written in place, or was since `rewrites` of them.
+    fn is_unsettled(&self, chunk: ChunkHandle, block: u32, rewrites: u64) -> bool {
+        let state = self.state.borrow();
+        state.chunks.get(&chunk).is_none_or(|held| held.replica.redo.has(block) || held.rewrites != rewrites)
     }
 
     fn crc_in_memory(&self, chunk: ChunkHandle, block: u32) -> Option<u32> {

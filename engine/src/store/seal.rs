@@ -13,10 +13,13 @@ use super::header::Flags;
 use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, PART_MAX};
 use super::log::Class;
 use super::record::{Append, Body, FLAG_FILL, Seal};
-use super::replica::{Replica, cut_blocks, empty, no_stream};
+use super::replica::{Replica, Tail, cut_blocks, empty, no_stream, shared};
 use super::shard::{Inner, Store};
 use super::types::{Promised, Upto};
 use crate::runtime::Runtime;
+
+/// How often a digest is begun again because an overwrite came between its parts.
+const DIGEST_TRIES: usize = 8;
 
 impl<R: Runtime> Store<R> {
     /// PROMISE: durable on return, and covers every entry accepted before. Drops incomplete operations
@@ -54,13 +57,17 @@ impl<R: Runtime> Store<R> {
         let (mut promised, tail) = {
             let state = inner.state.borrow();
             let replica = &state.live(chunk)?.replica;
-            (answer(replica), Rc::clone(&replica.tail))
+            (answer(replica), replica.partial_block().map(shared))
         };
         if let Some(done) = done {
             done.wait().await?;
         }
         if promised.state != ReplicaState::Sealed {
             // What was accepted before the promise does not change any more.
+            let tail = match tail {
+                Some(tail) => tail,
+                None => self.partial_in_place(chunk, promised.len).await?,
+            };
             promised.digest = inner.digest_of(chunk, promised.len, &tail).await?;
         }
         Ok(promised)
@@ -155,11 +162,12 @@ impl<R: Runtime> Store<R> {
             return inner.flushed().await;
         }
         inner.load_content_crcs(chunk).await?;
+        let partial = self.partial_if_in_place(chunk).await?;
         let table = {
             let state = inner.state.borrow();
             let replica = &state.live(chunk)?.replica;
             replica.check_seal(epoch, len)?;
-            if replica.digest_of_all() != Some(digest) {
+            if replica.digest_of_all(partial.as_deref()) != Some(digest) {
                 return Err(StoreError::Mismatch);
             }
             dedup.unwrap_or_else(|| replica.dedup.entries())
@@ -206,16 +214,30 @@ impl<R: Runtime> Store<R> {
     ///
     /// # Errors
     ///
-    /// `BadRange` for more than there is, `BadBlock` when checksums or the block at the end are damaged.
+    /// `BadRange` for more than there is, `BadBlock` when checksums or the block at the end are damaged,
+    /// `Busy` when overwrites come faster than the end can be read.
     pub async fn digest(&self, chunk: ChunkHandle, len: u32) -> Result<[u8; 16], StoreError> {
         let inner = &self.inner;
         inner.check()?;
+        let overwritten = || Ok(inner.state.borrow().live(chunk)?.replica.hdr.last_overwrite_seq);
+        for _ in 0..DIGEST_TRIES {
+            let before = overwritten()?;
+            let digest = self.digest_now(chunk, len).await?;
+            if overwritten()? == before {
+                return Ok(digest); // of one state, not of two
+            }
+        }
+        Err(StoreError::Busy)
+    }
+
+    async fn digest_now(&self, chunk: ChunkHandle, len: u32) -> Result<[u8; 16], StoreError> {
+        let inner = &self.inner;
         let (all, sealed, tail) = {
             let state = inner.state.borrow();
             let chunk = state.live(chunk)?;
             let hdr = &chunk.replica.hdr;
             let sealed = hdr.content_is_final().then_some(hdr.sealed_digest);
-            (hdr.durable_len, sealed, Rc::clone(&chunk.replica.tail))
+            (hdr.durable_len, sealed, chunk.replica.partial_block().map(shared))
         };
         let len = if len == u32::MAX { all } else { len };
         if len > all {
@@ -227,15 +249,35 @@ impl<R: Runtime> Store<R> {
             return Ok(digest);
         }
         let rest = (len % BLOCK) as usize;
-        if let Some(tail) = tail.get(..rest).filter(|_| rest == 0 || len / BLOCK == all / BLOCK) {
+        let tail = tail.filter(|_| len / BLOCK == all / BLOCK);
+        if let Some(tail) = if rest == 0 { Some(&[][..]) } else { tail.as_deref().and_then(|tail| tail.get(..rest)) } {
             return inner.digest_of(chunk, len, tail).await;
         }
-        // The end lies in a block that is on the disk, once what was accepted is durable.
-        inner.flushed().await?;
+        let tail = self.partial_in_place(chunk, len).await?;
+        inner.digest_of(chunk, len, &tail).await
+    }
+
+    /// The partial block at the end, when it has a place and is not in memory.
+    pub(crate) async fn partial_if_in_place(&self, chunk: ChunkHandle) -> Result<Option<Tail>, StoreError> {
+        let len = {
+            let state = self.inner.state.borrow();
+            let replica = &state.live(chunk)?.replica;
+            if replica.is_filling() || replica.partial_block().is_some() {
+                return Ok(None);
+            }
+            replica.hdr.durable_len
+        };
+        self.partial_in_place(chunk, len).await.map(Some)
+    }
+
+    /// The bytes of the content's first `len` that lie in a partial block, when that block has a place.
+    pub(crate) async fn partial_in_place(&self, chunk: ChunkHandle, len: u32) -> Result<Tail, StoreError> {
+        // It is there once what was accepted is durable.
+        self.inner.flushed().await?;
         let start = len / BLOCK * BLOCK;
         let block = self.read(chunk, start, BLOCK.min(CHUNK_CAPACITY - start), Upto::Durable).await?;
-        let tail = block.buf.as_ref().get(..rest).ok_or(StoreError::BadRange)?;
-        inner.digest_of(chunk, len, tail).await
+        let bytes = block.buf.as_ref().get(..(len % BLOCK) as usize);
+        bytes.map(shared).ok_or(StoreError::BadRange)
     }
 }
 
@@ -278,7 +320,7 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// All checksums of the complete content.
-    async fn load_content_crcs(&self, chunk: ChunkHandle) -> Result<(), StoreError> {
+    pub(crate) async fn load_content_crcs(&self, chunk: ChunkHandle) -> Result<(), StoreError> {
         let end = self.state.borrow().live(chunk)?.replica.open_block();
         self.load_crcs(chunk, 0, end).await
     }

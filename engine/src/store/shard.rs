@@ -21,9 +21,10 @@ use super::files::Files;
 use super::header::{Flags, Hdr};
 use super::io::Io;
 use super::log::{Class, End, Log};
+use super::overwrite::REDO_CHECKPOINT;
 use super::record::Body;
 use super::recover::{Seed, ShardSeed};
-use super::replica::{Replica, shared};
+use super::replica::{Budget, Replica, shared};
 use super::shared::Shared;
 use super::types::{Counters, Space, View};
 use super::{OpenError, StoreError};
@@ -70,6 +71,8 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) cache: RefCell<CrcCache>,
     /// Tasks with I/O.
     pub(crate) tasks: Tally,
+    /// Images in memory.
+    pub(crate) redo: Budget,
     pub(crate) reblock: Semaphore,
     /// Held while slots are made.
     pub(crate) making_slots: Mutex<()>,
@@ -94,6 +97,8 @@ pub(crate) struct State<R: Runtime> {
     pub(crate) committing: bool,
     /// A task writes a checkpoint.
     pub(crate) checkpointing: bool,
+    /// An overwrite was refused for want of memory since the last checkpoint.
+    pub(crate) images_refused: bool,
     /// A task waits for the journal to stay idle.
     pub(crate) marking: bool,
     /// A task makes slots.
@@ -113,6 +118,8 @@ pub(crate) struct Chunk<R: Runtime> {
     pub(crate) allocated: u32,
     /// Shared by whoever reads or writes the slot: it is not used again before they are done (rule R17).
     pub(crate) users: Rc<()>,
+    /// Checkpoints that wrote images in place: what a read found meanwhile may be neither old nor new.
+    pub(crate) rewrites: u64,
     /// Its CREATE is durable: data may be written (rule R17).
     pub(crate) created: bool,
     /// One fill at a time decides.
@@ -153,6 +160,7 @@ impl<R: Runtime> Chunk<R> {
             dirty_lsn: None,
             allocated,
             users: Rc::default(),
+            rewrites: 0,
             created: true,
             filling: Rc::default(),
         }
@@ -201,6 +209,7 @@ impl<R: Runtime> Store<R> {
             ring_seq: seed.ring_seq,
             committing: false,
             checkpointing: false,
+            images_refused: false,
             marking: false,
             filling_up: false,
         };
@@ -215,6 +224,7 @@ impl<R: Runtime> Store<R> {
             files: RefCell::default(),
             cache: RefCell::default(),
             tasks: Tally::default(),
+            redo: Budget::default(),
             reblock: Semaphore::new(REBLOCK_MAX),
             making_slots: Mutex::default(),
             checkpoints: Mutex::default(),
@@ -363,6 +373,7 @@ impl<R: Runtime> Inner<R> {
             return Err(error);
         }
         let lsn = state.log.last_lsn() + 1;
+        held.replica.redo.count_in(&self.redo);
         held.replica.apply(lsn, epoch, flags, body, &mut |_| {})?;
         held.dirty_lsn.get_or_insert(lsn);
         let subject = Subject { chunk, slot: held.slot(), epoch };
@@ -377,7 +388,7 @@ impl<R: Runtime> Inner<R> {
     pub(crate) fn accepted(self: &Rc<Self>, state: &mut State<R>) {
         self.io.count(|counters| counters.records += 1);
         self.commit_soon(state);
-        if state.log.wants_checkpoint() {
+        if state.log.wants_checkpoint() || self.redo.bytes() >= REDO_CHECKPOINT {
             self.checkpoint_soon(state);
         }
     }

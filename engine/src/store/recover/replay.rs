@@ -7,6 +7,7 @@ use wire::ChunkHandle;
 use super::{Recovery, VERIFY_BLOCKS, failed, not_replayed};
 use crate::runtime::Runtime;
 use crate::store::OpenError;
+use crate::store::crcs::page_of;
 use crate::store::fold::{self, Check, Fold, Held, Pending};
 use crate::store::header::Flags;
 use crate::store::image;
@@ -86,9 +87,40 @@ impl<R: Runtime> Recovery<'_, R> {
 
     /// The checksum page that records continue.
     async fn load_open_page(&self, slot: u32, replica: &mut Replica) -> Result<(), OpenError> {
-        let Some(index) = image::open_page_is_on_disk(&replica.hdr) else {
+        match image::open_page_is_on_disk(&replica.hdr) {
+            Some(index) => self.load_page(slot, replica, index).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The checksum pages of the blocks that a record carries, where the slot has them.
+    async fn load_pages_of(&mut self, record: &Pending, boot_gen: u64) -> Result<(), OpenError> {
+        let mut pages: Vec<usize> = fold::image_blocks(record).into_iter().map(page_of).collect();
+        pages.dedup();
+        let slot = record.head.slot;
+        if pages.is_empty() || self.fold(slot, boot_gen).await?.is_none() {
             return Ok(());
-        };
+        }
+        let Some(mut fold) = self.folds.remove(&slot) else { return Ok(()) };
+        if let Held::Chunk(replica) = &mut fold.held
+            && replica.hdr.chunk() == record.head.chunk
+        {
+            for index in pages {
+                if replica.hdr.has_child(Child::Crc(index)) {
+                    self.load_page(slot, replica, index).await?;
+                } else {
+                    replica.crcs.insert_damaged(index); // unless records in front make it
+                }
+            }
+        }
+        self.folds.insert(slot, fold);
+        Ok(())
+    }
+
+    async fn load_page(&self, slot: u32, replica: &mut Replica, index: usize) -> Result<(), OpenError> {
+        if replica.crcs.page(index).is_some() {
+            return Ok(());
+        }
         let file = self.slot_file(slot).await.map_err(failed("cannot open a slot"))?;
         let page = self.child(&file, &replica.hdr, Child::Crc(index)).await;
         match page.and_then(|page| crc_page(&page, &replica.hdr, index)) {
@@ -103,6 +135,7 @@ impl<R: Runtime> Recovery<'_, R> {
     }
 
     async fn apply(&mut self, record: &Pending, boot_gen: u64) -> Result<(), OpenError> {
+        self.load_pages_of(record, boot_gen).await?;
         let Some(fold) = self.fold(record.head.slot, boot_gen).await? else {
             return Ok(());
         };
@@ -117,6 +150,9 @@ impl<R: Runtime> Recovery<'_, R> {
         boot_gen: u64,
         proven: u64,
     ) -> Result<(), OpenError> {
+        for record in records {
+            self.load_pages_of(record, boot_gen).await?;
+        }
         let Some(base) = self.fold(slot, boot_gen).await?.map(|fold| fold.clone()) else {
             return Ok(());
         };

@@ -9,7 +9,7 @@ use crate::store::format;
 use crate::store::image::{self, Image};
 use crate::store::layout::{BLOCK, PAGE};
 use crate::store::page::{Common, DiskState, Ring};
-use crate::store::replica;
+use crate::store::replica::{self, Redo};
 
 impl<R: Runtime> Recovery<'_, R> {
     /// Step 6: what changed goes to the slots; their headers then skip every record there is.
@@ -42,6 +42,7 @@ impl<R: Runtime> Recovery<'_, R> {
                     Held::Free(hdr) => **hdr = image.hdr.clone(),
                     Held::Chunk(replica) => {
                         replica.hdr = image.hdr.clone();
+                        replica.redo = Redo::default(); // all in place now
                         if let Some((at, _)) = &image.in_place {
                             let end = u32::try_from(*at).unwrap_or(0).saturating_add(BLOCK);
                             replica.hdr.written_upto = replica.hdr.written_upto.max(end);

@@ -10,7 +10,7 @@ use crate::store::batch::{Batch, Chain, Subject};
 use crate::store::header::Hdr;
 use crate::store::layout::{Child, HALF_OFFSETS, RING_LOG_START};
 use crate::store::page::{Disk, DiskState, Page, Ring};
-use crate::store::record::{Body, Images};
+use crate::store::record::{Body, Reopen};
 use crate::store::{StoreError, Upto, recover};
 
 const EIO: i32 = libc::EIO;
@@ -407,17 +407,18 @@ fn a_record_that_this_build_does_not_replay_stops_it() {
         boot_gen: ring.common.boot_gen,
         disk_uuid: ring.common.disk_uuid,
     };
-    let image = vec![7; 4096];
     let mut batch = Batch::default();
     let subject = Subject { chunk: ChunkHandle(7), slot, epoch: EPOCH };
-    batch.push(subject, 0, &Body::Repair(Images { blocks: vec![(0, 1)], images: &image }));
+    let members = vec![wire::ServerId(1)];
+    let reopen = Reopen { term: TERM, len: 0, digest: [0; 16], my_position: 0, members };
+    batch.push(subject, 0, &Body::Reopen(reopen));
     let (record, _) = batch.close(&chain, 0);
     let at = RING_LOG_START + ring.start_off;
     let old = disk.peek(FileId::Ring(0), at, record.len()).unwrap();
     let mask: Vec<u8> = record.iter().zip(old).map(|(new, old)| new ^ old).collect();
     disk.rot(FileId::Ring(0), at, &mask);
     let error = refusal(&disk, |_| {});
-    assert!(error.contains("record of type 3"), "{error}");
+    assert!(error.contains("record of type 9"), "{error}");
 }
 
 #[test]

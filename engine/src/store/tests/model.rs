@@ -98,9 +98,18 @@ impl History {
         self.acknowledged = self.acknowledged.max(number);
     }
 
-    /// Bytes that were acknowledged.
-    pub(super) fn acknowledged_len(&self) -> usize {
-        self.snaps[self.acknowledged].content.len()
+    /// The newest one that was acknowledged, as a place to look from.
+    pub(super) fn acknowledged(&self) -> usize {
+        self.acknowledged
+    }
+
+    /// The first state not older than `from` of which a read of all from `at` on, cut at `at + most`,
+    /// is `bytes`.
+    pub(super) fn showing(&self, from: usize, at: usize, most: usize, bytes: &[u8]) -> Option<usize> {
+        (from..self.snaps.len()).find(|number| {
+            let content = &self.snaps[*number].content;
+            content.get(at.min(content.len())..content.len().min(at + most)) == Some(bytes)
+        })
     }
 }
 

@@ -171,12 +171,15 @@ pub(super) async fn append(
     store.append(&entry(store, chunk, op, bytes), buf)?.await
 }
 
+/// Bytes of one read of [`read_all`].
+pub(super) const READ_ALL_PIECE: usize = (1 << 20) - 4096;
+
 /// Reads everything below the limit, checking what a client would.
 pub(super) async fn read_all(store: &Store<SimRuntime>, chunk: u64, upto: Upto) -> Result<Vec<u8>, StoreError> {
     let mut all = Vec::new();
     loop {
         let at = u32::try_from(all.len()).unwrap();
-        let len = ((1 << 20) - 4096).min((64 << 20) - at);
+        let len = u32::try_from(READ_ALL_PIECE).unwrap().min((64 << 20) - at);
         let blocks = store.read(ChunkHandle(chunk), at, len, upto).await?;
         if blocks.len == 0 {
             return Ok(all);

@@ -1,6 +1,7 @@
 //! Random operations, each one told to the model before it is issued.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use wire::checksum::block_crcs;
@@ -8,13 +9,16 @@ use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, StreamId};
 
 use super::model::{Model, Snap, digest};
-use super::rig::{STREAM, TERM, bytes, create_args, payload, read_all};
+use super::rig::{READ_ALL_PIECE, STREAM, TERM, bytes, create_args, payload, read_all};
 use crate::runtime::Runtime;
-use crate::runtime::sim::{Rng, SimRuntime};
+use crate::runtime::sim::{Rng, SimBuf, SimRuntime};
 use crate::store::{Entry, Store, StoreError, Upto};
 
 /// Shared with whoever checks.
 pub(super) type Shared = Rc<RefCell<Model>>;
+
+/// Becomes ready when an entry is durable.
+type Durable = Pin<Box<dyn Future<Output = Result<(), StoreError>>>>;
 
 /// One chunk's worker: operations one after the other, appends without waiting for each other.
 pub(super) struct Worker {
@@ -69,6 +73,7 @@ impl Worker {
             None => self.create().await,
             Some(ReplicaState::Condemned) => self.free().await,
             Some(ReplicaState::Sealed) if self.one_in(4) => self.condemn().await,
+            Some(ReplicaState::Sealed) if self.one_in(3) && now.content.len() >= 4096 => self.repair().await,
             Some(ReplicaState::Sealed) => self.read().await,
             Some(_) if self.one_in(80) => self.condemn().await,
             Some(_) if now.filled || now.closed => self.confirm().await,
@@ -88,6 +93,11 @@ impl Worker {
                     let parts = 2 + self.rng.below(3);
                     self.append(u16::try_from(parts).unwrap()).await;
                 }
+                9..15 if !now.content.is_empty() => {
+                    let parts = 1 + self.rng.below(3);
+                    self.overwrite(u16::try_from(parts).unwrap()).await;
+                }
+                15 if now.content.len() >= 4096 => self.repair().await,
                 _ => self.append(1).await,
             },
         }
@@ -142,20 +152,59 @@ impl Worker {
     /// Accepted at once; acknowledged by a task of its own.
     pub(super) async fn append(&mut self, parts: u16) {
         let sizes: Vec<usize> = (0..parts).map(|_| self.size()).collect();
+        let off = self.now().content.len();
+        self.write(off, &sizes).await;
+    }
+
+    /// Of bytes below the end, across it now and then: random places, a few blocks again and again,
+    /// whole blocks, the partial one at the end.
+    pub(super) async fn overwrite(&mut self, parts: u16) {
+        let len = self.now().content.len();
+        let off = match self.rng.below(5) {
+            0 => self.rng.below(len as u64).min(3 * 4096 + self.rng.below(3)),
+            1 => (len as u64 - 1) / 4096 * 4096,
+            2 => (len as u64).saturating_sub(1 + self.rng.below(5000)),
+            3 => self.rng.below(len as u64) / 4096 * 4096,
+            _ => self.rng.below(len as u64),
+        };
+        let off = usize::try_from(off).unwrap();
+        let across = self.one_in(4);
+        let mut sizes = Vec::new();
+        let mut at = off;
+        for _ in 0..parts {
+            let size = self.size().min(40_000).min(len - at);
+            if size > 0 {
+                sizes.push(size);
+            }
+            at += size;
+        }
+        if across && at < len {
+            sizes.push((len - at).min(1 << 19));
+            at += sizes[sizes.len() - 1];
+        }
+        if across && at == len {
+            sizes.push(self.size());
+        }
+        self.write(off, &sizes).await;
+    }
+
+    /// One operation, a part of each size, from `off` on: OVERWRITE below the end, then APPEND.
+    async fn write(&mut self, off: usize, sizes: &[usize]) {
         let len: usize = sizes.iter().sum();
         let now = self.now();
-        let off = u32::try_from(now.content.len()).unwrap();
-        let total = u32::try_from(len).unwrap();
-        match self.store.reserve(self.handle(), off + total).await {
+        let end = now.content.len();
+        let (off32, total) = (u32::try_from(off).unwrap(), u32::try_from(len).unwrap());
+        match self.store.reserve(self.handle(), off32 + total).await {
             Ok(()) => {}
             Err(StoreError::NoSpace) => return,
             Err(error) => panic!("reserve: {error:?}"),
         }
         let data = bytes(self.rng.next(), len);
+        let parts = u16::try_from(sizes.len()).unwrap();
         let mut at = 0;
         for (part, size) in (0..).zip(sizes) {
             let piece = &data[at..at + size];
-            let offset = off + u32::try_from(at).unwrap();
+            let offset = off32 + u32::try_from(at).unwrap();
             let id = OpId { stream: STREAM, op: now.last_seq + 1 };
             let entry = Entry {
                 chunk: self.handle(),
@@ -163,19 +212,20 @@ impl Worker {
                 seq: Seq(now.last_seq + 1 + u64::from(part)),
                 id,
                 first_unacked: id.op.saturating_sub(3),
-                op_off: off,
+                op_off: off32,
                 op_len: total,
                 offset,
-                length: u32::try_from(size).unwrap(),
+                length: u32::try_from(*size).unwrap(),
                 part,
                 parts,
                 committed_seq: self.store.view(self.handle()).unwrap().committed_seq,
                 crcs: block_crcs(piece),
             };
             let buf = payload(&self.rt, piece).await;
+            let below = off + at < end;
             let mut waited = 0;
             let done = loop {
-                match self.store.append(&entry, buf.clone()) {
+                match self.accept(&entry, &buf, below).await {
                     Err(StoreError::Busy) if part == 0 => return,
                     // The rest of an operation must follow: wait for room.
                     Err(StoreError::Busy) => {
@@ -183,8 +233,10 @@ impl Worker {
                         assert!(waited < 1000, "no room in the journal for the rest of an operation");
                         self.rt.sleep(std::time::Duration::from_millis(5)).await;
                     }
+                    // Too much for this journal.
+                    Err(StoreError::BadRange) if part == 0 && below && len > 60_000 => return,
                     // The journal was so full that the incomplete operation was dropped.
-                    Err(StoreError::NotNext) if waited > 0 => return,
+                    Err(StoreError::NotNext) if waited > 0 || below => return,
                     accepted => break accepted.unwrap(),
                 }
             };
@@ -194,9 +246,10 @@ impl Worker {
                 continue;
             }
             let mut snap = now.clone();
-            snap.content = Rc::new([now.content.as_slice(), &data].concat());
+            let rest = now.content.get(off + len..).unwrap_or_default();
+            snap.content = Rc::new([&now.content[..off], &data, rest].concat());
             snap.last_seq = entry.seq.0;
-            let landed = DedupEntry { id, chunk: self.handle(), offset: off, len: total };
+            let landed = DedupEntry { id, chunk: self.handle(), offset: off32, len: total };
             snap.completed(landed, entry.first_unacked);
             let number = self.model.borrow_mut().chunk(self.chunk).issue(snap);
             let (model, chunk) = (Rc::clone(&self.model), self.chunk);
@@ -206,6 +259,31 @@ impl Worker {
             };
             if self.one_in(3) { acknowledged.await } else { self.rt.spawn(acknowledged) }
         }
+    }
+
+    async fn accept(&self, entry: &Entry, buf: &SimBuf, below: bool) -> Result<Durable, StoreError> {
+        if !below {
+            return Ok(Box::pin(self.store.append(entry, buf.clone())?));
+        }
+        let edges = self.store.prepare_overwrite(entry.chunk, entry.offset, entry.length).await?;
+        Ok(Box::pin(self.store.overwrite(entry, buf, &edges)?))
+    }
+
+    /// The same content over blocks that are well: nothing changes, whatever becomes of it.
+    pub(super) async fn repair(&mut self) {
+        let now = self.now();
+        let blocks = now.content.len() / 4096;
+        let first = usize::try_from(self.rng.below(blocks as u64)).unwrap();
+        let count = (blocks - first).min(1 + usize::try_from(self.rng.below(12)).unwrap());
+        let piece = &now.content[first * 4096..(first + count) * 4096];
+        let buf = payload(&self.rt, piece).await;
+        match self.store.repair(self.handle(), u32::try_from(first).unwrap(), buf).await {
+            Ok(()) | Err(StoreError::Busy) => {}
+            Err(error) => panic!("repair: {error:?}"),
+        }
+        let wrong = payload(&self.rt, &bytes(1, 4096)).await;
+        let refused = self.store.repair(self.handle(), u32::try_from(first).unwrap(), wrong).await;
+        assert_eq!(refused, Err(StoreError::Mismatch));
     }
 
     fn note_committed(&mut self) {
@@ -221,11 +299,15 @@ impl Worker {
     }
 
     pub(super) async fn read(&mut self) {
-        let least = self.model.borrow_mut().chunk(self.chunk).acknowledged_len();
+        let mut from = self.model.borrow_mut().chunk(self.chunk).acknowledged();
         let content = read_all(&self.store, self.chunk, Upto::Durable).await.unwrap();
         let now = self.now();
-        assert!(content.len() >= least, "acknowledged bytes are readable");
-        assert!(now.content.starts_with(&content), "nothing else is");
+        // Each read shows one state, not older than what was acknowledged when it began.
+        for (at, piece) in (0..).step_by(READ_ALL_PIECE).zip(content.chunks(READ_ALL_PIECE)) {
+            let model = self.model.borrow();
+            let shown = model.chunks[&self.chunk].showing(from, at, READ_ALL_PIECE, piece);
+            from = shown.unwrap_or_else(|| panic!("chunk {}: bytes of no state from {from} on", self.chunk));
+        }
         let len = self.rng.below(content.len() as u64 + 1);
         let len = usize::try_from(len).unwrap();
         let got = self.store.digest(self.handle(), u32::try_from(len).unwrap()).await.unwrap();
