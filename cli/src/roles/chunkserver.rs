@@ -103,6 +103,12 @@ impl Chunkserver {
         if self.lifecycle.printed(&[("admin", admin.to_string())])? {
             return Ok(());
         }
+        match engine::probe::lock_memory() {
+            Ok(true) => tracing::info!("memory is locked"),
+            // The probe says what to raise.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "memory could not be locked: it can be swapped out"),
+        }
         let mut stop = Stop::listen(self.lifecycle.parent_pipe)?;
         let config = Config {
             listen: self.listen.to_string(),

@@ -140,6 +140,14 @@ impl Board {
         out
     }
 
+    /// Has all shards scrub now.
+    pub(crate) async fn scrub(&self) {
+        for mailbox in self.mailboxes() {
+            // An error means that it has ended.
+            let _ = mailbox.send(ToShard::Scrub).await;
+        }
+    }
+
     /// Asks all shards to end.
     pub(crate) async fn stop_shards(&self) {
         for mailbox in self.mailboxes() {

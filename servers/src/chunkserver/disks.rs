@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -59,19 +58,6 @@ pub(crate) struct Disk {
     pub(crate) device: u64,
     health: Mutex<Health>,
     hits: Mutex<Hits>,
-    /// Scrub: bytes read and to be read in this pass, passes done, wall clock of the last one's end.
-    pub(crate) scrub: ScrubProgress,
-}
-
-/// Progress of the scrub of one disk, summed over the shards.
-#[derive(Debug, Default)]
-pub(crate) struct ScrubProgress {
-    /// Bytes read since the start.
-    pub(crate) bytes: AtomicU64,
-    /// Bad blocks and pages found since the start.
-    pub(crate) errors: AtomicU64,
-    /// Blocks that were bad only once.
-    pub(crate) flaky: AtomicU64,
 }
 
 impl Disk {
@@ -86,13 +72,7 @@ impl Disk {
     }
 
     fn new(root: &Path, device: u64, health: Health) -> Arc<Self> {
-        Arc::new(Self {
-            root: root.to_owned(),
-            device,
-            health: Mutex::new(health),
-            hits: Mutex::default(),
-            scrub: ScrubProgress::default(),
-        })
+        Arc::new(Self { root: root.to_owned(), device, health: Mutex::new(health), hits: Mutex::default() })
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -112,13 +92,6 @@ impl Disk {
     /// A bad block was confirmed; `true` when the disk should drain.
     pub(crate) fn hit(&self, now: Duration) -> bool {
         lock(&self.hits).add(now)
-    }
-
-    /// Counts.
-    pub(crate) fn count_scrub(&self, bytes: u64, errors: u64, flaky: u64) {
-        self.scrub.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.scrub.errors.fetch_add(errors, Ordering::Relaxed);
-        self.scrub.flaky.fetch_add(flaky, Ordering::Relaxed);
     }
 }
 

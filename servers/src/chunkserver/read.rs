@@ -153,6 +153,9 @@ impl<R: Runtime> Shard<R> {
         let Some(epoch) = self.store.view(chunk).map(|view| view.epoch) else { return };
         tracing::warn!(%chunk, %error, "block cannot be served from this replica");
         self.count(|served| served.bad_blocks += 1);
+        if let StoreError::BadBlock(block) = error {
+            self.bad_block(chunk, *block);
+        }
         self.report(chunk, epoch, Trouble::BadBlock, self.me.server);
     }
 

@@ -21,7 +21,9 @@ use super::link::{Link, LinkKey};
 use super::mailbox::{Served, ShardStatus, StoreStatus, ToControl, ToShard};
 use super::outbox::Outbox;
 use super::peer::{CallError, IDLE_PEERS_MAX, Peer};
+use super::repair::Repairs;
 use super::replica::Replica;
+use super::scrub::Scrubbed;
 use super::stores::Stores;
 
 /// How long a stop waits for what is in flight.
@@ -79,7 +81,15 @@ pub(crate) struct Inner<R: Runtime> {
     pub(super) reported: RefCell<BTreeMap<ChunkHandle, Duration>>,
     pub(super) control: mpsc::Sender<ToControl>,
     stopping: Cell<bool>,
-    scrub_every: Cell<Duration>,
+    pub(super) scrub_every: Cell<Duration>,
+    pub(super) scrub_asked: Cell<u64>,
+    pub(super) scrub_wake: Notify,
+    scrubbed: RefCell<Vec<Scrubbed>>,
+    pub(super) repairs: RefCell<Repairs>,
+    pub(super) repair_work: Notify,
+    /// Requests without an answer, and when the last one came.
+    pub(super) in_flight: Rc<Cell<usize>>,
+    pub(super) heard: Cell<Duration>,
     stop: Notify,
     pub(super) progressed: Notify,
     peers: RefCell<Vec<(String, u32, Peer<R>)>>,
@@ -90,6 +100,7 @@ pub(crate) struct Inner<R: Runtime> {
 
 impl<R: Runtime> Shard<R> {
     pub(crate) fn new(rt: R, me: Me, store: Stores<R>, budget: Budget, control: mpsc::Sender<ToControl>) -> Self {
+        let scrubbed = vec![Scrubbed::default(); store.disks().len()];
         Self(Rc::new(Inner {
             rt,
             me,
@@ -104,6 +115,13 @@ impl<R: Runtime> Shard<R> {
             reported: RefCell::default(),
             stopping: Cell::new(false),
             scrub_every: Cell::default(),
+            scrub_asked: Cell::default(),
+            scrub_wake: Notify::new(),
+            scrubbed: RefCell::new(scrubbed),
+            repairs: RefCell::default(),
+            repair_work: Notify::new(),
+            in_flight: Rc::default(),
+            heard: Cell::default(),
             stop: Notify::new(),
             progressed: Notify::new(),
             peers: RefCell::default(),
@@ -123,6 +141,10 @@ impl<R: Runtime> Shard<R> {
             let shard = self.clone();
             async move { shard.tick().await }
         });
+        self.rt.spawn(self.clone().repair_blocks());
+        for disk in 0..self.store.disks().len() {
+            self.rt.spawn(self.clone().scrub_disk(disk));
+        }
         while let Some(message) = mail.recv().await {
             match message {
                 ToShard::Connection { stream, hello } => self.serve_connection(stream, hello),
@@ -135,6 +157,7 @@ impl<R: Runtime> Shard<R> {
                     let shard = self.clone();
                     self.rt.spawn(async move { drop(reply.send(shard.status().await)) });
                 }
+                ToShard::Scrub => self.scrub_now(),
                 ToShard::Stop => break,
             }
         }
@@ -187,6 +210,16 @@ impl<R: Runtime> Shard<R> {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    /// How the scrub of a disk is.
+    pub(super) fn scrubbed(&self, disk: usize) -> Scrubbed {
+        self.scrubbed.borrow()[disk]
+    }
+
+    /// Notes how it goes.
+    pub(super) fn note_scrub(&self, disk: usize, change: impl FnOnce(&mut Scrubbed)) {
+        change(&mut self.scrubbed.borrow_mut()[disk]);
     }
 
     /// Counts.
@@ -276,16 +309,19 @@ impl<R: Runtime> Shard<R> {
 
     async fn status(&self) -> ShardStatus {
         let spaces = self.store.spaces().await;
-        let stores = self.store.disks().iter().zip(spaces).map(|(on, space)| StoreStatus {
+        let stores = self.store.disks().iter().zip(spaces).enumerate().map(|(disk, (on, space))| StoreStatus {
             counters: on.store.counters(),
             space,
             quarantined: on.store.quarantined(),
+            scrub: self.scrubbed(disk),
+            scrub_age: self.scrubbed(disk).ended.map(|ended| self.rt.now().saturating_sub(ended)),
         });
         ShardStatus {
             chunk_count: self.store.chunks().len() as u64,
             stores: stores.collect(),
             shadow_count: self.store.shadow_count(),
             served: self.served.get(),
+            repair_count: self.repairs.borrow().len() as u64,
             open_count: self.replicas.borrow().len() as u64,
             connection_count: self.connections.borrow().iter().filter(|it| !it.is_closed()).count() as u64,
         }

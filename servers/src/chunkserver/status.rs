@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use engine::probe::Verdict;
 use engine::store::{Counters, RecoverySummary};
@@ -12,6 +13,7 @@ use wire::heartbeat::Space;
 use super::board::{Board, Found};
 use super::disks::{self, Disk};
 use super::mailbox::{Served, ShardStatus};
+use super::scrub::Scrubbed;
 use crate::admin::{Admin, Health, Metrics};
 
 /// Space of one disk, as all shards see it.
@@ -64,9 +66,17 @@ impl Admin for Board {
             ("chunks".to_owned(), statuses.iter().flatten().map(|status| status.chunk_count).sum::<u64>().into()),
             ("space_total".to_owned(), space.total.into()),
             ("space_free".to_owned(), space.free.into()),
-            ("disks".to_owned(), disks.iter().map(|disk| about(disk)).collect()),
+            ("disks".to_owned(), disks.iter().map(about).collect()),
         ]);
         Health { service: "hercules-chunkserver", serves, status, details }
+    }
+
+    async fn command(&self, name: &str) -> Option<Value> {
+        if name != "scrub" {
+            return None;
+        }
+        self.scrub().await;
+        Some(Map::from_iter([("scrub".to_owned(), Value::from("begun"))]).into())
     }
 
     async fn metrics(&self) -> String {
@@ -138,9 +148,19 @@ impl Board {
             (label, as_f64(stores.map(|store| store.quarantined).sum()))
         });
         out.gauges("hercules_quarantined_slots", "Slots kept out of use: a repair did not help.", worn);
+        let stores = |index: usize| statuses.iter().flatten().filter_map(move |status| status.stores.get(index));
+        let sum = |index, value: fn(&Scrubbed) -> u64| stores(index).map(|it| value(&it.scrub)).sum::<u64>();
         for (name, help, value) in SCRUB {
-            out.counters(name, help, all().map(|(_, disk, label)| (label, value(disk))));
+            out.counters(name, help, all().map(|(index, _, label)| (label, sum(index, value))));
         }
+        for (name, help, value) in SCRUB_NOW {
+            out.gauges(name, help, all().map(|(index, _, label)| (label, as_f64(sum(index, value)))));
+        }
+        let aged = all().filter_map(|(index, _, label)| {
+            let ages: Option<Vec<Duration>> = stores(index).map(|it| it.scrub_age).collect();
+            Some((label, ages?.into_iter().max()?.as_secs_f64()))
+        });
+        out.gauges("hercules_scrub_age_seconds", "Since the last whole scrub; absent before the first.", aged);
     }
 }
 
@@ -183,22 +203,33 @@ const RECOVERY: [Row<RecoverySummary>; 4] = [
     ("hercules_recovery_damaged", "Chunks damaged by journal corruption.", |it| it.damaged),
 ];
 
-const SCRUB: [Row<Disk>; 3] = [
-    ("hercules_scrub_bytes_total", "Bytes read and verified by scrub.", |it| it.scrub.bytes.load(Relaxed)),
-    ("hercules_scrub_errors_total", "Bad blocks and pages found by it.", |it| it.scrub.errors.load(Relaxed)),
-    ("hercules_scrub_flaky_total", "Blocks that were bad once and good when read again.", |it| {
-        it.scrub.flaky.load(Relaxed)
-    }),
+const SCRUB_NOW: [Row<Scrubbed>; 2] = [
+    ("hercules_scrub_done_bytes", "Bytes read in the pass that runs.", |it| it.pass.done),
+    ("hercules_scrub_pass_bytes", "Bytes there were when it began.", |it| it.pass.total),
 ];
 
-const GAUGES: [Row<ShardStatus>; 4] = [
+const SCRUB: [Row<Scrubbed>; 5] = [
+    ("hercules_scrub_bytes_total", "Bytes read and verified by scrub.", |it| it.bytes),
+    ("hercules_scrub_errors_total", "Bad blocks and pages found by it.", |it| it.errors),
+    ("hercules_scrub_healed_total", "Pages it wrote again from memory or another copy.", |it| it.healed),
+    ("hercules_scrub_passes_total", "Whole passes, one for each shard.", |it| it.passes),
+    ("hercules_scrub_flaky_total", "Blocks that were bad once and good when read again.", |it| it.flaky),
+];
+
+const GAUGES: [Row<ShardStatus>; 5] = [
+    ("hercules_repairs_waiting", "Bad blocks that wait for a repair.", |it| it.repair_count),
     ("hercules_shadow_chunks", "Older copies of chunks that another disk has as well.", |it| it.shadow_count),
     ("hercules_chunks", "Replicas held.", |it| it.chunk_count),
     ("hercules_open_chains", "Chains this shard is a member of.", |it| it.open_count),
     ("hercules_connections", "Connections served.", |it| it.connection_count),
 ];
 
-const SERVED: [Row<Served>; 12] = [
+const SERVED: [Row<Served>; 15] = [
+    ("hercules_bad_blocks_found_total", "Bad blocks found by reads and scrub, each once.", |it| it.bad_found),
+    ("hercules_bad_blocks_repaired_total", "Of those: replaced from another replica, and good in their place.", |it| {
+        it.bad_repaired
+    }),
+    ("hercules_repair_failures_total", "Tries to repair that failed.", |it| it.repair_failures),
     ("hercules_appends_total", "Operations committed, at the head.", |it| it.appends),
     ("hercules_append_bytes_total", "Bytes of them.", |it| it.append_bytes),
     ("hercules_append_repeats_total", "Operations asked for again, answered from the dedup table.", |it| it.repeats),

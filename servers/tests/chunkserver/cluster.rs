@@ -176,10 +176,31 @@ impl Cluster {
 
     /// GET of the admin port.
     pub(crate) async fn admin(&self, index: usize, path: &str) -> String {
+        self.ask_admin(index, "GET", path).await
+    }
+
+    /// Has a server verify everything it has, now.
+    pub(crate) async fn scrub(&self, index: usize) {
+        let reply = self.ask_admin(index, "POST", "/scrub").await;
+        assert!(reply.starts_with("HTTP/1.1 202"), "{reply}");
+    }
+
+    /// Waits until a number in the metrics is at least this.
+    pub(crate) async fn wait_metric(&self, index: usize, name: &str, least: f64) {
+        let reached = async {
+            while self.metric(index, name).await < least {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(crate::peer::LIMIT, reached).await;
+        assert!(waited.is_ok(), "{name} of server {index} did not reach {least}");
+    }
+
+    async fn ask_admin(&self, index: usize, method: &str, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let address = self.servers[index].as_ref().and_then(|server| server.admin).expect("it has an admin port");
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.unwrap();
         reply

@@ -14,5 +14,6 @@ mod hostile;
 mod master;
 mod peer;
 mod read;
+mod repair;
 mod seal;
 mod start;

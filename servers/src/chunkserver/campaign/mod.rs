@@ -141,6 +141,8 @@ fn boot(cluster: &Shared, index: usize) {
                         *cluster.finished.borrow_mut() = Some(finished);
                         cluster.trouble.notify_one();
                     }
+                    // Nothing rots here: there is nothing to repair.
+                    ToControl::Locate { reply, .. } => drop(reply),
                     ToControl::Resolve { .. } => unreachable!("addresses are numbers here"),
                 }
             }
