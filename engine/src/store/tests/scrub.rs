@@ -112,14 +112,14 @@ fn a_block_that_cannot_be_read_once_is_flaky_and_twice_is_bad() {
 
 #[test]
 fn a_bad_or_old_header_copy_is_written_again_from_the_other() {
-    for copy in 0..2 {
+    for (copy, offset) in HALF_OFFSETS.into_iter().enumerate() {
         let rig = sealed(10_000);
         let (disk, slot) = (rig.sim.disk(), slot_of(&rig));
-        let good = page(&disk, slot, HALF_OFFSETS[copy]);
-        disk.rot(slot, HALF_OFFSETS[copy] + 70, &[1]);
+        let good = page(&disk, slot, offset);
+        disk.rot(slot, offset + 70, &[1]);
         let found = pages(&rig);
         assert_eq!((found.bad, found.healed), (1, 1), "copy {copy}");
-        assert!(page(&disk, slot, HALF_OFFSETS[copy]) == good);
+        assert!(page(&disk, slot, offset) == good);
         assert_eq!(pages(&rig).bad, 0);
     }
 }
