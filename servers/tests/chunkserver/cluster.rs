@@ -196,6 +196,20 @@ impl Cluster {
         assert!(waited.is_ok(), "{name} of server {index} did not reach {least}");
     }
 
+    /// Waits until the server's health is as wanted; gives it.
+    pub(crate) async fn wait_health(&self, index: usize, wanted: impl Fn(&str) -> bool) -> String {
+        let reached = async {
+            loop {
+                let health = self.admin(index, "/health").await;
+                if wanted(&health) {
+                    return health;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(crate::peer::LIMIT, reached).await.expect("health as wanted, in time")
+    }
+
     async fn ask_admin(&self, index: usize, method: &str, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let address = self.servers[index].as_ref().and_then(|server| server.admin).expect("it has an admin port");

@@ -166,15 +166,9 @@ async fn when_all_disks_have_failed_the_server_says_so() {
         let condemn = Condemn { term: Term(1), chunk: *chunk, authority: 5, now_unix: 1 };
         assert!(cluster.dial(0, Role::Master, *chunk).await.call(&condemn).await.is_err());
     }
-    loop {
-        // The shard looks at its disks four times a second.
-        let health = cluster.admin(0, "/health").await;
-        if health.starts_with("HTTP/1.1 503") {
-            assert!(health.contains(r#""status":"disk failed""#), "{health}");
-            break;
-        }
-        tokio::task::yield_now().await;
-    }
+    // The shard looks at its disks four times a second.
+    let health = cluster.wait_health(0, |health| health.starts_with("HTTP/1.1 503")).await;
+    assert!(health.contains(r#""status":"disk failed""#), "{health}");
     cluster.stop().await;
 }
 

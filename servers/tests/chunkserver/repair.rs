@@ -166,10 +166,7 @@ async fn three_bad_blocks_in_a_day_drain_the_disk_for_good_and_two_do_not() {
         assert!(read == bytes, "what it has is served");
         cluster.stop_server(1).await;
         cluster.start_server(1).await;
-        cluster.wait_metric(1, "hercules_disk_state", 1.0).await;
-        while !cluster.admin(1, "/health").await.contains(state) {
-            tokio::task::yield_now().await;
-        }
+        cluster.wait_health(1, |health| health.contains(state)).await;
     }
     cluster.stop().await;
 }
