@@ -1,9 +1,10 @@
-//! One HTTP GET to a server's admin port, with every length and time bounded.
+//! One HTTP request to a server's admin port, with every length and time bounded.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Method;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -54,18 +55,33 @@ pub enum Error {
 ///
 /// See [`Error`]. Any HTTP status is an answer.
 pub async fn get(address: &str, path: &str, limit: Duration) -> Result<Answer, Error> {
-    let timeout = Error::Timeout { address: address.into(), limit };
-    tokio::time::timeout(limit, exchange(address, path)).await.map_err(|_elapsed| timeout)?
+    bounded(Method::GET, address, path, limit).await
 }
 
-async fn exchange(address: &str, path: &str) -> Result<Answer, Error> {
+/// As [`get`], with POST and no body: tells the server to begin something.
+///
+/// # Errors
+///
+/// See [`Error`]. Any HTTP status is an answer.
+pub async fn post(address: &str, path: &str, limit: Duration) -> Result<Answer, Error> {
+    bounded(Method::POST, address, path, limit).await
+}
+
+async fn bounded(method: Method, address: &str, path: &str, limit: Duration) -> Result<Answer, Error> {
+    let timeout = Error::Timeout { address: address.into(), limit };
+    tokio::time::timeout(limit, exchange(method, address, path)).await.map_err(|_elapsed| timeout)?
+}
+
+async fn exchange(method: Method, address: &str, path: &str) -> Result<Answer, Error> {
     let protocol = |cause: String| Error::Protocol { address: address.into(), cause };
     let stream =
         TcpStream::connect(address).await.map_err(|cause| Error::Connect { address: address.into(), cause })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| protocol(error.to_string()))?;
-    let request = hyper::Request::get(path)
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
         .header(hyper::header::HOST, address)
         .header(hyper::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())

@@ -10,7 +10,7 @@ use tokio::runtime;
 use crate::exit::{self, Code};
 use crate::logging::Logging;
 use crate::roles::Lifecycle;
-use crate::{bench, compat, completions, dev, doctor, files, health, roles, settings, status, version};
+use crate::{bench, compat, completions, dev, doctor, files, health, roles, scrub, settings, status, version};
 
 /// A distributed file system: acknowledged means durable on every replica.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     Health(health::Health),
     Status(status::Status),
+    Scrub(scrub::Scrub),
     Put(files::put::Put),
     Get(files::get::Get),
     Cat(files::cat::Cat),

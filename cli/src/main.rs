@@ -19,6 +19,7 @@ mod logging;
 mod output;
 mod progress;
 mod roles;
+mod scrub;
 mod settings;
 mod signals;
 mod size;
@@ -56,6 +57,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Doctor(command) => command.run().await,
             Command::Health(command) => command.run().await,
             Command::Status(command) => command.run().await,
+            Command::Scrub(command) => command.run().await,
             Command::Put(command) => command.run().await,
             Command::Get(command) => command.run().await,
             Command::Cat(command) => command.run().await,

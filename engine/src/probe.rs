@@ -73,25 +73,54 @@ impl fmt::Display for Check {
 /// makes and removes one small file in `root`.
 #[must_use]
 pub fn probe(root: &Path, backend: Backend, shards: u32, memory_per_shard: u64) -> Vec<Check> {
+    let mut checks = probe_machine(backend, shards, memory_per_shard);
+    checks.extend(probe_disk(root, shards));
+    checks
+}
+
+/// The part of [`probe`] that is about the machine, whatever its disks are.
+#[must_use]
+pub fn probe_machine(backend: Backend, shards: u32, memory_per_shard: u64) -> Vec<Check> {
     let allowed = uring::allowed();
     let registers = allowed.as_ref().ok().map(|()| uring::registers());
-    let mut checks = vec![
+    vec![
         verdicts::io_uring(backend, allowed.as_ref().err()),
         verdicts::kernel(backend, &rustix::system::uname().release().to_string_lossy()),
         verdicts::memlock(backend, shards, memory_per_shard, memlock()),
+        verdicts::memory_lock(memlock()),
         verdicts::registration(backend, registers.as_ref().map(Result::as_ref)),
         verdicts::open_files(getrlimit(Resource::Nofile).current),
-    ];
+    ]
+}
+
+/// The part of [`probe`] that is about one disk.
+#[must_use]
+pub fn probe_disk(root: &Path, shards: u32) -> Vec<Check> {
     match fs::canonicalize(root) {
-        Ok(root) if root.is_dir() => checks.extend(disk(&root, shards)),
-        Ok(_) => checks.push(Check::failed("data-folder", "it is not a folder", "name a folder")),
-        Err(error) => checks.push(Check::failed(
+        Ok(root) if root.is_dir() => disk(&root, shards),
+        Ok(_) => vec![Check::failed("data-folder", "it is not a folder", "name a folder")],
+        Err(error) => vec![Check::failed(
             "data-folder",
             format!("{}: {error}", root.display()),
             "make it, on ext4 or XFS, writable for this user",
-        )),
+        )],
     }
-    checks
+}
+
+/// Keeps what this process has in memory there (rule R12): swapped-out pages bring disk faults back. Pages
+/// are locked when they are first touched, so that pools do not fill ahead of need. `false`, and nothing
+/// is done, where the limit is finite: memory beyond it could then not be had at all.
+///
+/// # Errors
+///
+/// The kernel refused.
+pub fn lock_memory() -> io::Result<bool> {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    if memlock().is_some() {
+        return Ok(false);
+    }
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?;
+    Ok(true)
 }
 
 fn disk(root: &Path, shards: u32) -> Vec<Check> {
@@ -166,7 +195,7 @@ mod tests {
         assert_eq!(verdict(&checks, "direct-io"), Verdict::Ok, "{checks:?}");
         assert_eq!(verdict(&checks, "io-uring"), Verdict::Ok);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
-        assert_eq!(checks.len(), 10);
+        assert_eq!(checks.len(), 11);
     }
 
     #[test]

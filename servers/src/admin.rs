@@ -1,4 +1,5 @@
-//! The admin port of a server: `/health`, `/livez` and `/metrics` over HTTP/1.
+//! The admin port of a server: `/health`, `/livez` and `/metrics` over HTTP/1, and what a role can be told
+//! to begin.
 //!
 //! It must answer while the server itself is in trouble, so it is bounded on every side: few
 //! connections, one request each, a time limit on the head of the request and on the whole. What a
@@ -47,6 +48,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Its counters and gauges as exposition text, see [`Metrics`].
     fn metrics(&self) -> impl Future<Output = String> + Send;
+
+    /// Begins something that harms nobody, at `POST /name`; the answer says that it has begun. `None`: there
+    /// is no such command.
+    fn command(&self, _name: &str) -> impl Future<Output = Option<Value>> + Send {
+        std::future::ready(None)
+    }
 }
 
 /// The answer of `/health`: `{"service", "status", "time", "version", ...details}`, 200 or 503.
@@ -200,9 +207,20 @@ async fn answer<A: Admin>(request: &Request<Incoming>, admin: &A) -> Response<Fu
             process::render(&mut body);
             text(StatusCode::OK, METRICS_TYPE, body)
         }),
-        _ => Ok(text(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".into())),
+        path if *request.method() == Method::POST => {
+            let name = path.trim_start_matches('/');
+            tokio::time::timeout(ANSWER_TIMEOUT, admin.command(name)).await.map(|begun| match begun {
+                Some(answer) => text(StatusCode::ACCEPTED, "application/json", answer.to_string()),
+                None => not_found(),
+            })
+        }
+        _ => Ok(not_found()),
     };
     reply.unwrap_or_else(|_| text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no answer in time\n".into()))
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    text(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".into())
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use engine::probe::{Check, Verdict};
+use engine::probe::{Check, Verdict, probe_disk, probe_machine};
 use engine::runtime::Backend;
 use serde::Serialize;
 
@@ -30,9 +30,9 @@ use crate::{bench, output, size};
 
 Exit code 78 when a check failed; warnings alone are 0.")]
 pub(crate) struct Doctor {
-    /// Folder that a chunkserver would use; when it is missing, the one above it is looked at
-    #[arg(long, env = "HERCULES_DATA_DIR", default_value = "data", value_name = "DIR")]
-    data_dir: PathBuf,
+    /// Folder that a chunkserver would use, one for each disk; when it is missing, the one above it is looked at
+    #[arg(long, env = "HERCULES_DATA_DIR", default_value = "data", value_delimiter = ',', value_name = "DIR")]
+    data_dir: Vec<PathBuf>,
     /// Masters that must be reachable [default: 127.0.0.1:9090, which may be missing]
     #[arg(long, env = "HERCULES_MASTER", value_delimiter = ',', value_parser = parse_master, value_name = "ADDRESS")]
     master: Vec<Address>,
@@ -113,8 +113,8 @@ impl Doctor {
             worst.add(finding.outcome);
             self.output.print(&finding, &finding)
         };
-        let folder = existing(&self.data_dir)?;
-        for finding in self.machine(&folder).await? {
+        let folders: Vec<PathBuf> = self.data_dir.iter().map(|dir| existing(dir)).collect::<Result<_, _>>()?;
+        for finding in self.machine(&folders).await? {
             show(finding, &mut worst)?;
         }
         for finding in network::ports().await {
@@ -124,7 +124,10 @@ impl Doctor {
             show(finding, &mut worst)?;
         }
         if !self.time.is_zero() {
-            show(self.measured(&folder).await, &mut worst)?;
+            let share = self.time / 2 / u32::try_from(folders.len()).unwrap_or(1);
+            for folder in &folders {
+                show(of_disk(self.measured(folder, share).await, folder, &folders), &mut worst)?;
+            }
         }
         if !self.output.json {
             output::line(worst.verdict())?;
@@ -132,16 +135,25 @@ impl Doctor {
         if worst.failed > 0 { Err(Failure::silent(Code::Config)) } else { Ok(()) }
     }
 
-    async fn machine(&self, folder: &Path) -> Result<Vec<Finding>, Failure> {
+    /// The machine once, and each disk.
+    async fn machine(&self, folders: &[PathBuf]) -> Result<Vec<Finding>, Failure> {
         let cores = || std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
         let shards = if self.shards == 0 { cores() } else { self.shards };
-        let (folder, runtime, memory) = (folder.to_owned(), self.runtime, self.memory);
-        let probed = tokio::task::spawn_blocking(move || engine::probe::probe(&folder, runtime, shards, memory));
-        Ok(probed.await.map_err(std::io::Error::other)?.into_iter().map(Finding::from).collect())
+        let (folders, runtime, memory) = (folders.to_vec(), self.runtime, self.memory);
+        let probed = tokio::task::spawn_blocking(move || {
+            let mut findings: Vec<Finding> =
+                probe_machine(runtime, shards, memory).into_iter().map(Finding::from).collect();
+            for folder in &folders {
+                let checks = probe_disk(folder, shards).into_iter().map(Finding::from);
+                findings.extend(checks.map(|finding| of_disk(finding, folder, &folders)));
+            }
+            findings
+        });
+        Ok(probed.await.map_err(std::io::Error::other)?)
     }
 
-    async fn measured(&self, folder: &Path) -> Finding {
-        match bench::measure(folder, self.time / 2).await {
+    async fn measured(&self, folder: &Path, time: Duration) -> Finding {
+        match bench::measure(folder, time).await {
             Ok(machine) => Finding::good(
                 "measured",
                 format!(
@@ -154,6 +166,14 @@ impl Doctor {
             }
         }
     }
+}
+
+/// Says which disk it is about, when there are several.
+fn of_disk(finding: Finding, folder: &Path, folders: &[PathBuf]) -> Finding {
+    if folders.len() < 2 {
+        return finding;
+    }
+    Finding { found: format!("{}: {}", folder.display(), finding.found), ..finding }
 }
 
 impl From<Check> for Finding {

@@ -1,6 +1,7 @@
 //! `hercules chunkserver`: the bytes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args};
@@ -22,6 +23,7 @@ const PORT: u16 = 8081;
 #[command(after_help = "Examples:
   hercules chunkserver --master master:9090 --data-dir /data/chunks
   SERVER_ADDRESS=chunkserver1:8081 MASTER_ADDR=master:9090 ROOT_DIR=/data/chunks hercules chunkserver
+  hercules chunkserver --master master:9090 --data-dir /disk1/chunks --data-dir /disk2/chunks
   hercules doctor --data-dir /data/chunks      says whether this machine is fit for it")]
 pub(crate) struct Chunkserver {
     /// Where to listen, host:port
@@ -33,9 +35,9 @@ pub(crate) struct Chunkserver {
     /// Where /health and /metrics answer [default: the port 1000 above --listen]
     #[arg(long, env = "HERCULES_ADMIN", value_parser = parse_admin, value_name = "ADDRESS")]
     admin: Option<Address>,
-    /// Folder of its chunks, on a file system with O_DIRECT
-    #[arg(long, env = "HERCULES_DATA_DIR", default_value = "data/chunks", value_name = "DIR")]
-    data_dir: PathBuf,
+    /// Folder of its chunks, on a file system with O_DIRECT; one for each disk, repeated or separated by commas
+    #[arg(long, env = "HERCULES_DATA_DIR", default_value = "data/chunks", value_delimiter = ',', value_name = "DIR")]
+    data_dir: Vec<PathBuf>,
     /// Masters, host:port; several are separated by commas
     #[arg(long, env = "HERCULES_MASTER", default_value = "127.0.0.1:9090", value_delimiter = ',', value_parser = parse_master, value_name = "ADDRESS")]
     master: Vec<Address>,
@@ -54,6 +56,9 @@ pub(crate) struct Chunkserver {
     /// Log area of each shard's journal, when the folder is new [default: 512M divided by the shards]
     #[arg(long, env = "HERCULES_JOURNAL", value_parser = size::parse, value_name = "SIZE")]
     journal: Option<u64>,
+    /// Days in which everything on the disks is read and verified once; 0 is only when asked for
+    #[arg(long, env = "HERCULES_SCRUB_DAYS", default_value = "14", value_parser = clap::value_parser!(u32).range(0..=3650), value_name = "DAYS")]
+    scrub_days: u32,
     /// Give each shard a core of its own; false where several servers share a machine
     #[arg(long, env = "HERCULES_PIN", default_value = "true", action = ArgAction::Set, value_name = "BOOL")]
     pin: bool,
@@ -98,19 +103,26 @@ impl Chunkserver {
         if self.lifecycle.printed(&[("admin", admin.to_string())])? {
             return Ok(());
         }
+        match engine::probe::lock_memory() {
+            Ok(true) => tracing::info!("memory is locked"),
+            // The probe says what to raise.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "memory could not be locked: it can be swapped out"),
+        }
         let mut stop = Stop::listen(self.lifecycle.parent_pipe)?;
         let config = Config {
             listen: self.listen.to_string(),
             advertise: self.advertise.map(|address| address.to_string()),
             admin: Some(admin.to_string()),
             masters: self.master.iter().map(ToString::to_string).collect(),
-            data_dir: self.data_dir,
+            data_dirs: self.data_dir,
             zone: self.zone,
             shards: Some(self.shards).filter(|shards| *shards > 0),
             runtime: self.runtime,
             memory_per_shard: self.memory,
             pin: self.pin,
             ring_bytes: self.journal,
+            scrub_every: Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600),
         };
         let Some(running) = self.lifecycle.start(&mut stop, chunkserver::start(config)).await? else { return Ok(()) };
         let admin = running.admin.map(|address| address.to_string()).unwrap_or_default();

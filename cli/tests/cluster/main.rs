@@ -16,5 +16,6 @@ mod files;
 mod http;
 mod records;
 mod regressions;
+mod repair;
 mod rig;
 mod rot;

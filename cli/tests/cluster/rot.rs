@@ -8,7 +8,7 @@ use super::http;
 use super::rig::{Cluster, Plan, Server, noise};
 
 /// The slot file that holds this block, and where.
-fn find(server: &Server, block: &[u8]) -> Option<(PathBuf, u64)> {
+pub fn find(server: &Server, block: &[u8]) -> Option<(PathBuf, u64)> {
     let slots = std::fs::read_dir(server.data.join("slots")).ok()?;
     slots.flatten().find_map(|entry| position(&entry.path(), block).map(|at| (entry.path(), at)))
 }
@@ -18,7 +18,7 @@ fn position(path: &Path, block: &[u8]) -> Option<u64> {
     bytes.chunks(block.len()).position(|candidate| candidate == block).map(|index| (index * block.len()) as u64)
 }
 
-async fn metric(server: &Server, name: &str) -> f64 {
+pub async fn metric(server: &Server, name: &str) -> f64 {
     let text = http::get(&server.admin(), "/metrics").await.unwrap().body;
     let text = String::from_utf8(text).unwrap();
     text.lines()

@@ -81,6 +81,18 @@ pub(super) fn memlock(backend: Backend, shards: u32, memory_per_shard: u64, limi
     Check::ok(NAME, found)
 }
 
+/// Rule R12: `limit` as in [`memlock`].
+pub(super) fn memory_lock(limit: Option<u64>) -> Check {
+    const NAME: &str = "memory-lock";
+    match limit {
+        None => Check::ok(NAME, "memory is locked: none of it is swapped out"),
+        Some(limit) => {
+            let found = format!("memory is not locked, because only {} KiB may be: it can be swapped out", limit >> 10);
+            Check::warning(NAME, found, MEMLOCK_REMEDY)
+        }
+    }
+}
+
 /// `tried`: what came of registering a small buffer, `None` without io_uring.
 pub(super) fn registration(backend: Backend, tried: Option<Result<&(), &io::Error>>) -> Check {
     const NAME: &str = "registered-buffers";

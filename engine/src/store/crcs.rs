@@ -75,6 +75,24 @@ impl CrcTable {
         }
     }
 
+    /// Whether a page is in memory.
+    pub(crate) fn has_page(&self, page: usize) -> bool {
+        self.pages[page].is_some()
+    }
+
+    /// Takes in a page whose copy on the disk is damaged and whose content was proved otherwise.
+    pub(crate) fn restore(&mut self, page: usize, crcs: Box<CrcPage>) {
+        self.pages[page].get_or_insert(crcs);
+        self.write_again(page);
+    }
+
+    /// The next checkpoint writes a page that is in memory, though nothing in it changed.
+    pub(crate) fn write_again(&mut self, page: usize) {
+        assert!(self.has_page(page), "only a page that is in memory can be written");
+        self.damaged &= !(1 << page);
+        self.dirty |= 1 << page;
+    }
+
     /// A page, if it is in memory.
     pub(crate) fn page(&self, page: usize) -> Option<&CrcPage> {
         self.pages[page].as_deref()

@@ -10,11 +10,14 @@ pub struct OpenError {
     pub what: String,
     /// What to do about it.
     pub remedy: String,
+    /// Another process uses the disk: it is not broken, and starting without it would be wrong.
+    pub is_in_use: bool,
 }
 
 impl OpenError {
-    pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.into(), remedy: remedy.into() }
+    /// What is wrong, and what to do about it.
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into(), is_in_use: false }
     }
 
     /// A call to the disk failed.

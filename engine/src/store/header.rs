@@ -66,8 +66,10 @@ impl Flags {
     pub(crate) const DAMAGED: u16 = 16;
     /// FINAL accepted: nothing of this epoch follows.
     pub(crate) const CLOSED: u16 = 32;
+    /// A block of the slot stays bad after a repair: it holds no chunk after this one.
+    pub(crate) const QUARANTINED: u16 = 64;
 
-    const ALL: u16 = 63;
+    const ALL: u16 = 127;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -150,7 +152,7 @@ impl Hdr {
         Self {
             common: Common { chunk: 0, ..self.common.clone() },
             written_upto: self.written_upto,
-            flags: Flags(self.flags.0 & Flags::SHARED),
+            flags: Flags(self.flags.0 & (Flags::SHARED | Flags::QUARANTINED)),
             child_copy: self.child_copy,
             ..Self::default()
         }
@@ -425,7 +427,7 @@ pub(crate) mod tests {
         let page = sample().encode();
         let cases: [(usize, u32); 10] = [
             (64, 5),                  // state
-            (66, 64),                 // an unknown flag
+            (66, 128),                // an unknown flag
             (76, CHUNK_CAPACITY + 1), // longer than a chunk
             (80, 0x1301),             // more committed than durable
             (132, 1),                 // a tail that is not the rest of the length

@@ -8,7 +8,7 @@
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
 //! drivers append  overwrite  repair  reopen  import  clone  read  seal  life   one operation each
-//!         slots  zero_ahead  commit  checkpoint  recover  walk  format  open
+//!         slots  zero_ahead  commit  checkpoint  recover  walk  format  open  scrub  disk
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
@@ -24,6 +24,7 @@ mod clone;
 mod commit;
 mod crcs;
 mod dedup;
+mod disk;
 mod error;
 mod event;
 mod files;
@@ -45,6 +46,7 @@ mod recover;
 mod reopen;
 mod repair;
 mod replica;
+mod scrub;
 mod seal;
 mod shard;
 mod shared;
@@ -60,8 +62,10 @@ pub use error::{OpenError, StoreError};
 pub use import::Import;
 pub use open::{DiskLock, identity};
 pub use overwrite::Edges;
+pub use page::DiskState;
 pub use recover::{Recovered, ShardSeed, recover};
 pub use repair::REPAIR_BLOCKS_MAX;
+pub use scrub::{BlocksScrubbed, PagesScrubbed, SCRUB_BLOCKS_MAX};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
     Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, RecoverySummary, ReopenArgs,

@@ -62,10 +62,11 @@ impl DiskLock {
             })?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file }),
-            Err(error) if error == rustix::io::Errno::WOULDBLOCK => Err(OpenError::new(
-                format!("{shown} is in use by another process"),
-                "stop that process, or choose another folder",
-            )),
+            Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
+                let what = format!("{shown} is in use by another process");
+                let error = OpenError::new(what, "stop that process, or choose another folder");
+                Err(OpenError { is_in_use: true, ..error })
+            }
             Err(error) => Err(OpenError::io("cannot lock the disk", &error.into())),
         }
     }

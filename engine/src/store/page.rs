@@ -199,7 +199,7 @@ pub(crate) fn pick<T: Root>(a: Result<T, Bad>, b: Result<T, Bad>) -> Option<Pick
 /// State of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum DiskState {
+pub enum DiskState {
     /// In use.
     #[default]
     Normal = 0,

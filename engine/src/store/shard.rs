@@ -158,14 +158,19 @@ impl FreeSlot {
         self.durable && Rc::strong_count(&self.users) == 1
     }
 
+    /// Kept out of use: a block of it stayed bad after a repair.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.hdr.flags.has(Flags::QUARANTINED)
+    }
+
     /// May hold a chunk.
     pub(crate) fn is_ready(&self) -> bool {
-        self.is_idle() && !self.hdr.flags.has(Flags::SHARED)
+        self.is_idle() && !self.is_quarantined() && !self.hdr.flags.has(Flags::SHARED)
     }
 
     /// Its data must be punched out before: others may share it.
     pub(crate) fn is_to_be_punched(&self) -> bool {
-        self.is_idle() && self.hdr.flags.has(Flags::SHARED)
+        self.is_idle() && !self.is_quarantined() && self.hdr.flags.has(Flags::SHARED)
     }
 }
 

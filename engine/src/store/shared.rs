@@ -75,6 +75,11 @@ impl Shared {
         if term.0 < before { Err(StoreError::OldTerm(Term(before))) } else { Ok(()) }
     }
 
+    /// The highest term heard of.
+    pub(crate) fn term(&self) -> Term {
+        Term(self.term.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -26,7 +26,8 @@ impl<R: Runtime> Inner<R> {
 
     /// As [`Self::keep_slots_ready`], inside a step.
     pub(crate) fn keep_slots_ready_in(self: &Rc<Self>, state: &mut State<R>) {
-        let enough = state.free.len() >= READY_MIN && !state.free.iter().any(FreeSlot::is_to_be_punched);
+        let usable = state.free.iter().filter(|free| !free.is_quarantined()).count();
+        let enough = usable >= READY_MIN && !state.free.iter().any(FreeSlot::is_to_be_punched);
         if enough || state.filling_up || self.check().is_err() {
             return;
         }

@@ -103,6 +103,10 @@ impl<R: Runtime> Shard<R> {
                 self.finish(chunk, None);
                 self.refuse(ticket, Reason::ChunkFull, 0);
             }
+            Admission::Refuse(Reason::UnknownChunk, _) if self.store.view(chunk).is_none() => {
+                self.count(|served| served.refusals += 1);
+                ticket.refuse(self.no_chunk());
+            }
             Admission::Refuse(reason, detail) => self.refuse(ticket, reason, detail),
             Admission::Lost => {
                 tracing::error!(%chunk, stream = %append.id.stream, op = append.id.op, "acknowledged operations are missing");

@@ -32,7 +32,7 @@ impl<R: Runtime> Shard<R> {
         };
         self.store.create(args).await.map_err(|error| fault::of_store(&error))?;
         // The same CREATE again must not revive a replica that promised or restarted meanwhile.
-        let view = self.store.view(chunk).ok_or_else(|| fault::refusal(Reason::UnknownChunk, 0))?;
+        let view = self.store.view(chunk).ok_or_else(|| self.no_chunk())?;
         if view.state == ReplicaState::Open && view.epoch == epoch && view.promised == epoch {
             self.open_replica(chunk, epoch, position, create.members);
         }
@@ -44,7 +44,8 @@ impl<R: Runtime> Shard<R> {
     pub(crate) fn table(&self, table: Table) -> Result<TableOk, Fault> {
         match self.store.view(table.chunk) {
             Some(view) if view.state != ReplicaState::Condemned => Ok(TableOk { dedup: self.store.dedup(table.chunk) }),
-            _ => Err(fault::refusal(Reason::UnknownChunk, 0)),
+            Some(_) => Err(fault::refusal(Reason::UnknownChunk, 0)),
+            None => Err(self.no_chunk()),
         }
     }
 

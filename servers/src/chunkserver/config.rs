@@ -1,6 +1,8 @@
 //! How a chunkserver is configured.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engine::runtime::Backend;
 use engine::store::STORE_MEMORY;
@@ -20,8 +22,9 @@ pub struct Config {
     pub admin: Option<String>,
     /// Masters, `host:port`; at least one. Tried in turn, for ever.
     pub masters: Vec<String>,
-    /// The disk: a directory on ext4 or XFS, not shared with anything.
-    pub data_dir: PathBuf,
+    /// The disks: directories on ext4 or XFS, not shared with anything; at least one. Each its own file
+    /// system: what is on one device fails with it.
+    pub data_dirs: Vec<PathBuf>,
     /// Failure zone, free text; may be empty.
     pub zone: String,
     /// Shards; `None`: one per core this process may use.
@@ -34,14 +37,23 @@ pub struct Config {
     pub pin: bool,
     /// Log area of each journal made from now on, bytes; `None`: 512 MiB divided by the shards.
     pub ring_bytes: Option<u64>,
+    /// Everything on the disks is read and verified once in this time; zero: only when asked for.
+    pub scrub_every: Duration,
 }
 
 impl Config {
-    /// Least buffers of a shard, bytes: a largest operation in each of four uses, and what the store needs.
+    /// Least buffers of a shard with one disk, bytes: a largest operation in each of four uses, and what the
+    /// store needs. Each disk more needs [`STORE_MEMORY`] more.
     pub const MEMORY_MIN: u64 = Budget::BYTES_MIN + STORE_MEMORY as u64;
 
     /// Buffers of a shard unless said otherwise, bytes: two windows of 32 MiB in each use.
     pub const MEMORY_DEFAULT: u64 = 256 << 20;
+
+    /// Time for one scrub of everything unless said otherwise: 8 TB are 6.6 MB/s.
+    pub const SCRUB_EVERY: Duration = Duration::from_secs(14 * 24 * 3600);
+
+    /// Most disks of one server.
+    pub const DISKS_MAX: usize = 64;
 
     /// Most shards of one server.
     pub const SHARDS_MAX: u32 = 256;
@@ -54,13 +66,14 @@ impl Config {
             advertise: None,
             admin: None,
             masters: vec![master],
-            data_dir,
+            data_dirs: vec![data_dir],
             zone: String::new(),
             shards: None,
             runtime: Backend::default(),
             memory_per_shard: Self::MEMORY_DEFAULT,
             pin: false,
             ring_bytes: None,
+            scrub_every: Self::SCRUB_EVERY,
         }
     }
 
@@ -75,14 +88,27 @@ impl Config {
         if self.masters.is_empty() {
             return Err(StartError::config("no master is configured", "name at least one, as host:port"));
         }
+        if self.data_dirs.is_empty() || self.data_dirs.len() > Self::DISKS_MAX {
+            let what = format!("{} data directories are not possible", self.data_dirs.len());
+            return Err(StartError::config(what, format!("give 1 to {}", Self::DISKS_MAX)));
+        }
+        let mut known = BTreeSet::new();
+        for root in &self.data_dirs {
+            let real = std::fs::canonicalize(root).unwrap_or_else(|_| root.clone());
+            if !known.insert(real) {
+                let what = format!("{} is given twice", root.display());
+                return Err(StartError::config(what, "name each disk once"));
+            }
+        }
         let shards = self.shard_count();
         if shards == 0 || shards > Self::SHARDS_MAX {
             let remedy = format!("choose 1 to {}, or leave it out: one per core", Self::SHARDS_MAX);
             return Err(StartError::config(format!("{shards} shards are not possible"), remedy));
         }
-        if self.memory_per_shard < Self::MEMORY_MIN {
+        let least = Self::MEMORY_MIN + (self.data_dirs.len() as u64 - 1) * STORE_MEMORY as u64;
+        if self.memory_per_shard < least {
             let what = format!("{} bytes of memory per shard are too few", self.memory_per_shard);
-            return Err(StartError::config(what, format!("give each shard at least {} bytes", Self::MEMORY_MIN)));
+            return Err(StartError::config(what, format!("give each shard at least {least} bytes")));
         }
         if usize::try_from(self.memory_per_shard).is_err() {
             return Err(StartError::config("more memory per shard than can be addressed", "give each shard less"));

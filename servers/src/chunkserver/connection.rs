@@ -175,7 +175,8 @@ impl<R: Runtime> Connection<R> {
         let deadline_ms = frame.header.deadline_ms;
         let wait = Duration::from_millis(u64::from(deadline_ms));
         let deadline = (deadline_ms != 0).then(|| self.shard.rt.now() + wait);
-        Ticket::new(self.outbox.clone(), frame.header.request_id, slot, deadline)
+        self.shard.heard.set(self.shard.rt.now());
+        Ticket::new(self.outbox.clone(), frame.header.request_id, slot, deadline).counted(&self.shard.in_flight)
     }
 
     async fn append(&mut self, frame: Received) -> Result<(), Broken> {
@@ -227,6 +228,7 @@ impl<R: Runtime> Connection<R> {
     }
 
     async fn forward(&mut self, frame: Received) -> Result<(), Broken> {
+        self.shard.heard.set(self.shard.rt.now());
         let entry: Forward = frame.open()?;
         if !forward::is_known(entry.kind) {
             return Err(frame.malformed(Malformed::Field("kind")));

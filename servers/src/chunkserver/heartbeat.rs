@@ -10,18 +10,21 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use wire::frame::{self, HEADER_LEN, Header};
 use wire::heartbeat::{Heartbeat, HeartbeatOk, Register, Registered};
 use wire::hello::{Hello, HelloOk, Role};
 use wire::limits::PAGE_ENTRIES_MAX;
+use wire::locate::{LocateChunk, Locations};
+use wire::member::Member;
 use wire::message::tag;
 use wire::{Body, ClusterId, Fault, Request, ServerId, Term};
 
-use super::board::{Board, space_of};
+use super::board::Board;
 use super::desk::{Desk, Key, Letter};
 use super::mailbox::ToControl;
+use super::status::space_of;
 use crate::clock;
 
 /// How often the master hears from this server.
@@ -315,6 +318,7 @@ async fn open(address: &str, intro: &Introduction, owner: &DiskOwner) -> Result<
 enum Asked {
     Heartbeat,
     Letter(Key),
+    Locate(oneshot::Sender<Vec<Member>>),
 }
 
 async fn talk(
@@ -331,6 +335,7 @@ async fn talk(
         let outcome = tokio::select! {
             answer = it.input.next() => match answer {
                 Ok((header, fields)) => match asked.remove(&header.request_id) {
+                    Some((Asked::Locate(reply), _)) => located(&header, &fields, reply).map(|()| false),
                     Some((what, _)) => {
                         is_beating &= !matches!(what, Asked::Heartbeat);
                         hear(&what, &header, &fields, desk)
@@ -341,6 +346,13 @@ async fn talk(
             },
             _ = beat.tick() => Ok(true),
             message = from_shards.recv() => match message {
+                Some(ToControl::Locate { chunk, reply }) => match it.send(&LocateChunk { chunk }).await {
+                    Ok(request_id) => {
+                        asked.insert(request_id, (Asked::Locate(reply), clock::now()));
+                        Ok(false)
+                    }
+                    Err(lost) => return lost,
+                },
                 Some(message) => {
                     take(message, desk);
                     Ok(false)
@@ -400,7 +412,23 @@ fn hear(what: &Asked, header: &Header, fields: &[u8], desk: &mut Desk) -> Result
             desk.answered(*key, refusal, clock::now());
             Ok(false)
         }
+        Asked::Locate(_) => Ok(false),
     }
+}
+
+/// Who holds a chunk; nobody when the master refuses to say.
+fn located(header: &Header, fields: &[u8], reply: oneshot::Sender<Vec<Member>>) -> Result<(), Lost> {
+    let members = match decode::<LocateChunk>(header, fields) {
+        Ok(Locations { items, .. }) => items.into_iter().flat_map(|item| item.members).collect(),
+        Err(Lost::Refused(fault)) => {
+            tracing::debug!(%fault, "master does not say who holds a chunk");
+            Vec::new()
+        }
+        Err(lost) => return Err(lost),
+    };
+    // The shard may have stopped meanwhile.
+    let _ = reply.send(members);
+    Ok(())
 }
 
 async fn heartbeat(board: &Board, desk: &mut Desk) -> Heartbeat {
@@ -420,7 +448,7 @@ async fn heartbeat(board: &Board, desk: &mut Desk) -> Heartbeat {
     Heartbeat {
         server: board.server(),
         boot: board.boot,
-        space: space_of(&statuses),
+        space: space_of(board.disks(), &statuses),
         chunk_count: statuses.iter().flatten().map(|status| status.chunk_count).sum(),
         chunks,
         inventory,
@@ -431,6 +459,8 @@ fn take(message: ToControl, desk: &mut Desk) {
     match message {
         ToControl::Report(report) => desk.post(Letter::Report(report)),
         ToControl::Finished(finished) => desk.post(Letter::Finished(finished)),
+        // No master is there: the shard tries again later.
+        ToControl::Locate { reply, .. } => drop(reply),
         ToControl::Resolve { address, reply } => {
             tokio::spawn(async move {
                 let found = tokio::net::lookup_host(address).await.ok().and_then(|mut found| found.next());

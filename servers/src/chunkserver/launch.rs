@@ -9,23 +9,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use engine::probe::{Check, Verdict, probe};
 use engine::runtime::Backend;
 use engine::runtime::shard::{ShardConfig, Spawn};
-use engine::store::{self, DiskConfig, DiskLock, OpenError, STORE_MEMORY, ShardSeed, Store};
+use engine::store::{DiskLock, OpenError, STORE_MEMORY, ShardSeed, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle as Task;
 use wire::{ClusterId, ServerId};
 
-use super::board::Board;
+use super::board::{Board, Found};
 use super::budget::Budget;
 use super::config::Config;
+use super::disks::Disk;
 use super::heartbeat::{self, Conversation, DiskOwner, Introduction, Lost};
 use super::hello;
 use super::mailbox::{ToControl, ToShard};
+use super::open::{self, Recovered, disk_error};
 use super::shard::{Me, Shard};
+use super::stores::{OnDisk, Stores};
 use crate::admin::{self, AdminServer};
-use crate::clock;
 use crate::start::StartError;
 
 /// Messages that wait for a shard.
@@ -34,8 +35,8 @@ const MAILBOX_MAX: usize = 256;
 /// Messages that wait for the control thread.
 const CONTROL_MAX: usize = 1024;
 
-/// Recovery reads journals with buffers of its own.
-const RECOVERY_MEMORY: usize = 64 << 20;
+/// A shard's part of one disk.
+type Part = (ShardSeed, Arc<Disk>);
 
 type ShardThread = JoinHandle<std::io::Result<()>>;
 
@@ -56,8 +57,8 @@ pub(crate) struct Server {
     accepting: Task<()>,
     conversing: Task<()>,
     admin: Option<AdminServer>,
-    /// Held as long as the disk is used.
-    _lock: DiskLock,
+    /// Held as long as the disks are used.
+    _locks: Vec<DiskLock>,
 }
 
 /// Starts everything on backend `R`, the one that the configuration names.
@@ -66,8 +67,7 @@ pub(crate) async fn launch<R: Spawn>(config: Config) -> Result<Server, StartErro
     let shards = config.shard_count();
     let listener = admin::listen(&config.listen, "data port").await?;
     let address = admin::local_address(&listener)?;
-    let lock = DiskLock::acquire(&config.data_dir).map_err(disk_error)?;
-    let probed = probe_machine(&config).await?;
+    let found = open::find(&config).await?;
     let board = Board::new(random_u64()?);
     let admin = match &config.admin {
         Some(address) => Some(admin::serve(address, Arc::clone(&board)).await?),
@@ -82,11 +82,11 @@ pub(crate) async fn launch<R: Spawn>(config: Config) -> Result<Server, StartErro
         shards,
         zone: config.zone.clone(),
     };
-    let known = store::identity(&config.data_dir).map_err(disk_error)?;
-    let (server, cluster) = match known {
-        Some(owner) => {
+    let (server, cluster) = match found.owner() {
+        Some((root, owner)) => {
+            let root = root.to_owned();
             let owner = DiskOwner { server: owner.server, cluster: owner.cluster, disk: owner.disk_uuid };
-            refuse_other_cluster(&intro, &owner, &config.data_dir).await?;
+            refuse_other_cluster(&intro, &owner, &root).await?;
             (owner.server, owner.cluster)
         }
         None => {
@@ -98,53 +98,31 @@ pub(crate) async fn launch<R: Spawn>(config: Config) -> Result<Server, StartErro
         }
     };
     board.set_identity(server, cluster);
-    let disk = DiskConfig {
-        root: config.data_dir.clone(),
-        cluster,
-        server,
-        shards,
-        ring_bytes: config.ring_bytes,
-        unix_seconds: clock::unix_ms() / 1000,
-    };
-    let recovered = recover::<R>(disk).await?;
-    let summary = recovered.summary;
-    tracing::info!(%server, %cluster, ?summary, runtime = %config.runtime, "disk recovered");
-    board.set_found(config.runtime, probed, summary);
-    let disk_uuid = match store::identity(&config.data_dir).map_err(disk_error)? {
-        Some(owner) => owner.disk_uuid,
-        None => return Err(StartError::unavailable("the disk has lost its identity", "look at the disk")),
-    };
+    let probed = found.probed.clone();
+    let (recovered, missing) = found.recover::<R>(&config, server, cluster).await?;
+    tracing::info!(%server, %cluster, runtime = %config.runtime, disks = recovered.len(), "disks recovered");
+    let owner = DiskOwner { server, cluster, disk: recovered.first().map_or([0; 16], |first| first.uuid) };
+    let summaries = recovered.iter().map(|disk| disk.summary.clone()).collect();
+    board.set_found(Found { backend: config.runtime, probed, recovery: summaries });
+    let is_incomplete = !missing.is_empty();
+    let all = recovered.iter().map(|disk| Arc::clone(&disk.disk)).chain(missing).collect();
+    board.set_disks(all);
     let (to_control, from_shards) = mpsc::channel(CONTROL_MAX);
-    let (threads, mailboxes) = start_shards::<R>(&config, &board, recovered.seeds, &to_control).await?;
+    let mut parts: Vec<Vec<Part>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut locks = Vec::new();
+    for Recovered { disk, seeds, lock, .. } in recovered {
+        for (part, seed) in parts.iter_mut().zip(seeds) {
+            part.push((seed, Arc::clone(&disk)));
+        }
+        locks.push(lock);
+    }
+    let (threads, mailboxes) = start_shards::<R>(&config, &board, parts, is_incomplete, &to_control).await?;
     board.set_shards(mailboxes);
-    let owner = DiskOwner { server, cluster, disk: disk_uuid };
     let accepting = tokio::spawn(hello::accept(listener, Arc::clone(&board)));
     let conversing = tokio::spawn(heartbeat::converse(intro, owner, Arc::clone(&board), from_shards));
     tracing::info!(%server, %address, shards, "chunkserver serves");
     let started = Started { address, admin: admin.as_ref().map(AdminServer::address), server, cluster };
-    Ok(Server { started, board, threads, accepting, conversing, admin, _lock: lock })
-}
-
-/// What the machine and the folder are worth; refuses what cannot work, with every reason at once.
-async fn probe_machine(config: &Config) -> Result<Vec<Check>, StartError> {
-    let (root, backend, shards) = (config.data_dir.clone(), config.runtime, config.shard_count());
-    let memory = config.memory_per_shard;
-    let probing = tokio::task::spawn_blocking(move || probe(&root, backend, shards, memory));
-    let checks = probing.await.map_err(|error| StartError::unavailable(format!("no probe: {error}"), "try again"))?;
-    for check in &checks {
-        let Check { name, found, remedy, .. } = check;
-        match check.verdict {
-            Verdict::Ok => tracing::info!(name, found, "probed"),
-            Verdict::Warning => tracing::warn!(name, found, remedy, "probed"),
-            Verdict::Failed => tracing::error!(name, found, remedy, "probed"),
-        }
-    }
-    let failed = || checks.iter().filter(|check| check.verdict == Verdict::Failed);
-    if failed().next().is_none() {
-        return Ok(checks);
-    }
-    let all = |part: fn(&Check) -> String| failed().map(part).collect::<Vec<_>>().join("; ");
-    Err(StartError::config(all(|check| format!("{}: {}", check.name, check.found)), all(|check| check.remedy.clone())))
+    Ok(Server { started, board, threads, accepting, conversing, admin, _locks: locks })
 }
 
 /// A disk of another cluster is refused as soon as it is known. A master that is not there now does
@@ -166,44 +144,31 @@ async fn refuse_other_cluster(intro: &Introduction, owner: &DiskOwner, root: &Pa
     Ok(())
 }
 
-/// Recovery runs on a shard thread of its own, before any shard serves.
-async fn recover<R: Spawn>(disk: DiskConfig) -> Result<store::Recovered, StartError> {
-    let (done, outcome) = oneshot::channel();
-    let thread =
-        spawn::<R, _, _>(ShardConfig { index: 0, core: None, memory: RECOVERY_MEMORY }, move |rt: R| async move {
-            // An error means that the start was given up.
-            let _ = done.send(store::recover(&rt, &disk).await);
-        })
-        .await?;
-    let outcome = outcome.await;
-    join(vec![thread]).await;
-    match outcome {
-        Ok(recovered) => recovered.map_err(disk_error),
-        Err(_) => Err(StartError::unavailable("recovery ended without a result", "look at the log before this line")),
-    }
-}
-
 async fn start_shards<R: Spawn>(
     config: &Config,
     board: &Board,
-    seeds: Vec<ShardSeed>,
+    parts: Vec<Vec<Part>>,
+    is_incomplete: bool,
     to_control: &mpsc::Sender<ToControl>,
 ) -> Result<(Vec<ShardThread>, Vec<mpsc::Sender<ToShard>>), StartError> {
     let shards = config.shard_count();
     let memory = usize::try_from(config.memory_per_shard).unwrap_or(usize::MAX);
+    let scrub_every = config.scrub_every;
     let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (mut threads, mut mailboxes, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, seed) in (0_u32..).zip(seeds) {
+    for (index, part) in (0_u32..).zip(parts) {
         let me = Me { server: board.server(), cluster: board.cluster(), boot: board.boot, shard: index, shards };
         let core = cores.get(index as usize).map(|core| core.id);
         let (mailbox, mail) = mpsc::channel(MAILBOX_MAX);
         let (ready, is_ready) = oneshot::channel();
         let control = to_control.clone();
+        let of_stores = part.len() * STORE_MEMORY;
         let work = move |rt: R| async move {
-            match Store::start(rt.clone(), seed).await {
-                Ok(store) => {
-                    let budget = Budget::new((memory - STORE_MEMORY) as u64);
-                    let shard = Shard::new(rt, me, store, budget, control);
+            match start_stores(&rt, part, is_incomplete).await {
+                Ok(stores) => {
+                    let budget = Budget::new((memory - of_stores) as u64);
+                    let shard = Shard::new(rt, me, stores, budget, control);
+                    shard.scrub_every(scrub_every);
                     // An error means that the start was given up; the mailbox ends the shard then.
                     let _ = ready.send(Ok(()));
                     shard.run(mail).await;
@@ -224,8 +189,16 @@ async fn start_shards<R: Spawn>(
     Ok((threads, mailboxes))
 }
 
+async fn start_stores<R: Spawn>(rt: &R, part: Vec<Part>, is_incomplete: bool) -> Result<Stores<R>, OpenError> {
+    let mut disks = Vec::new();
+    for (seed, disk) in part {
+        disks.push(OnDisk { store: Store::start(rt.clone(), seed).await?, disk });
+    }
+    Ok(Stores::new(disks, is_incomplete))
+}
+
 /// Starting a thread waits for its ring: not on the control thread, which must stay awake.
-async fn spawn<R, F, W>(config: ShardConfig, work: F) -> Result<ShardThread, StartError>
+pub(crate) async fn spawn<R, F, W>(config: ShardConfig, work: F) -> Result<ShardThread, StartError>
 where
     R: Spawn,
     F: FnOnce(R) -> W + Send + 'static,
@@ -241,7 +214,7 @@ where
     })
 }
 
-async fn join(threads: Vec<ShardThread>) {
+pub(crate) async fn join(threads: Vec<ShardThread>) {
     let joined = tokio::task::spawn_blocking(move || {
         for thread in threads {
             match thread.join() {
@@ -267,10 +240,6 @@ impl Server {
         }
         tracing::info!(server = %self.started.server, "chunkserver stopped");
     }
-}
-
-fn disk_error(error: OpenError) -> StartError {
-    StartError::config(error.what, error.remedy)
 }
 
 fn random_u64() -> Result<u64, StartError> {

@@ -1,12 +1,17 @@
 //! What the control thread and the shards tell each other. All queues are bounded.
 
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use engine::store::Counters;
+use engine::store::{Counters, Space};
 use tokio::sync::oneshot;
+use wire::ChunkHandle;
 use wire::heartbeat::ChunkReport;
 use wire::hello::Hello;
+use wire::member::Member;
 use wire::report::{Finished, Report};
+
+use super::scrub::Scrubbed;
 
 /// Control thread → shard.
 pub(crate) enum ToShard {
@@ -31,6 +36,8 @@ pub(crate) enum ToShard {
         /// Where to.
         reply: oneshot::Sender<ShardStatus>,
     },
+    /// Read and verify everything, beginning now.
+    Scrub,
     /// Finish what is in flight, make everything durable, and end.
     Stop,
 }
@@ -40,16 +47,33 @@ pub(crate) enum ToShard {
 pub(crate) struct ShardStatus {
     /// Replicas held.
     pub(crate) chunk_count: u64,
-    /// The store's counters.
-    pub(crate) store: Counters,
+    /// Its stores, in the order of the disks that were opened.
+    pub(crate) stores: Vec<StoreStatus>,
+    /// Chunks of which a second disk holds an older copy.
+    pub(crate) shadow_count: u64,
     /// The shard's own counters.
     pub(crate) served: Served,
-    /// Free and used space, bytes.
-    pub(crate) space: wire::heartbeat::Space,
+    /// Bad blocks that wait for a repair.
+    pub(crate) repair_count: u64,
     /// Chains this shard is a member of.
     pub(crate) open_count: u64,
     /// Connections.
     pub(crate) connection_count: u64,
+}
+
+/// Numbers of one shard on one disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StoreStatus {
+    /// The store's counters.
+    pub(crate) counters: Counters,
+    /// Space of the disk, and what the chunks of this shard take.
+    pub(crate) space: Space,
+    /// Slots that are kept out of use.
+    pub(crate) quarantined: u64,
+    /// Scrub.
+    pub(crate) scrub: Scrubbed,
+    /// Since its last whole pass.
+    pub(crate) scrub_age: Option<Duration>,
 }
 
 /// What a shard served since it started.
@@ -75,6 +99,12 @@ pub(crate) struct Served {
     pub(crate) bad_payloads: u64,
     /// Blocks that could not be served because they fail their checksum here.
     pub(crate) bad_blocks: u64,
+    /// Bad blocks found, by reads and by scrub.
+    pub(crate) bad_found: u64,
+    /// Of those: replaced from another replica and read right in their place.
+    pub(crate) bad_repaired: u64,
+    /// Tries to repair that failed.
+    pub(crate) repair_failures: u64,
     /// Bytes copied from other members at a seal.
     pub(crate) filled_bytes: u64,
     /// Reports to the master.
@@ -87,6 +117,13 @@ pub(crate) enum ToControl {
     Report(Report),
     /// For the master; repeated until it answers.
     Finished(Finished),
+    /// Ask the master who holds a chunk.
+    Locate {
+        /// Which.
+        chunk: ChunkHandle,
+        /// Where to; nothing comes while no master is there.
+        reply: oneshot::Sender<Vec<Member>>,
+    },
     /// Look an address up; the shard may not block.
     Resolve {
         /// `host:port`.

@@ -1,4 +1,4 @@
-//! The chunkserver: replicas of chunks on one disk, chains to other chunkservers, reads.
+//! The chunkserver: replicas of chunks on its disks, chains to other chunkservers, reads.
 //!
 //! One shard per core owns its ring, its buffers, the chunks whose handle hashes to it and the
 //! connections that talk about them (`shard`). Nothing is shared but mailboxes. One control thread
@@ -20,6 +20,7 @@ mod chain;
 mod config;
 mod connection;
 mod desk;
+mod disks;
 mod fault;
 mod forward;
 mod frames;
@@ -28,13 +29,20 @@ mod hello;
 mod launch;
 mod link;
 mod mailbox;
+mod open;
 mod outbox;
+mod pace;
 mod peer;
+mod place;
 mod progress;
 mod read;
+mod repair;
 mod replica;
+mod scrub;
 mod seal;
 mod shard;
+mod status;
+mod stores;
 
 use std::net::SocketAddr;
 use std::thread::JoinHandle;

@@ -153,6 +153,23 @@ pub(crate) struct Ticket<R: Runtime> {
     request_id: u64,
     slot: Option<OwnedSemaphorePermit>,
     deadline: Option<Duration>,
+    _counted: Option<InFlight>,
+}
+
+/// Counts a request until it is answered or given up.
+pub(crate) struct InFlight(Rc<Cell<usize>>);
+
+impl InFlight {
+    pub(crate) fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl<R: Runtime> Ticket<R> {
@@ -163,7 +180,12 @@ impl<R: Runtime> Ticket<R> {
         slot: Option<OwnedSemaphorePermit>,
         deadline: Option<Duration>,
     ) -> Self {
-        Self { outbox, request_id, slot, deadline }
+        Self { outbox, request_id, slot, deadline, _counted: None }
+    }
+
+    /// Counted as long as it lives.
+    pub(crate) fn counted(self, count: &Rc<Cell<usize>>) -> Self {
+        Self { _counted: Some(InFlight::new(count)), ..self }
     }
 
     /// The answer goes to the newest frame of an operation of several.

@@ -3,6 +3,7 @@
 //!
 //! The bookkeeping of one replica is in [`super::replica`]; here it meets the store and the links.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use engine::runtime::Runtime;
@@ -111,6 +112,24 @@ impl<R: Runtime> Shard<R> {
         }
         self.report_chain(chunk, Trouble::DiskError, self.me.server);
         self.close_replica(chunk);
+    }
+
+    /// A disk has failed: the master hears of every replica on it, and the chains they are in end. Those on
+    /// other disks work on.
+    fn disk_gone(&self, disk: usize) {
+        let on = &self.store.disks()[disk];
+        let cause = on.store.fenced().unwrap_or_default();
+        let held: Vec<ChunkHandle> =
+            on.store.chunks().into_iter().filter(|chunk| self.store.is_home(*chunk, disk)).collect();
+        let (root, chunks, shard) = (on.disk.root.display(), held.len(), self.me.shard);
+        tracing::error!(%root, shard, chunks, cause, "disk failed: its chunks are served by other servers");
+        for chunk in held {
+            self.changed(chunk);
+            let epoch = self.replicas.borrow().get(&chunk).map(|replica| replica.epoch);
+            if let Some(epoch) = epoch {
+                self.disk_failed(chunk, epoch, &StoreError::Fenced(cause.clone()));
+            }
+        }
     }
 
     /// Puts the replica of a new chain to work.
@@ -327,8 +346,12 @@ impl<R: Runtime> Shard<R> {
 
     /// The watchdog and the idle check, until the shard stops.
     pub(super) async fn tick(&self) {
+        let mut failed = BTreeSet::new();
         while !self.is_stopping() {
             self.pause(TICK).await;
+            for disk in self.store.look(&mut failed) {
+                self.disk_gone(disk);
+            }
             let now = self.rt.now();
             let mut late = Vec::new();
             let mut idle = Vec::new();

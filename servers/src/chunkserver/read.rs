@@ -65,7 +65,8 @@ impl<R: Runtime> Shard<R> {
         }
         if let Sight::Refuse(reason, detail) = decision {
             self.count(|served| served.refusals += 1);
-            return ticket.refuse(fault::refusal(reason, detail));
+            let is_unknown = reason == Reason::UnknownChunk && self.store.view(read.chunk).is_none();
+            return ticket.refuse(if is_unknown { self.no_chunk() } else { fault::refusal(reason, detail) });
         }
         let outcome = self.blocks(read.chunk, read.offset, read.len, Upto::Committed, &ticket).await;
         match outcome {
@@ -86,9 +87,7 @@ impl<R: Runtime> Shard<R> {
 
     /// FETCH: what a seal's source has durable, for a member under the same promise.
     pub(crate) async fn fetch(&self, fetch: Fetch, ticket: Ticket<R>) {
-        let Some(view) = self.store.view(fetch.chunk) else {
-            return ticket.refuse(fault::refusal(Reason::UnknownChunk, 0));
-        };
+        let Some(view) = self.store.view(fetch.chunk) else { return ticket.refuse(self.no_chunk()) };
         if view.state == ReplicaState::Condemned {
             return ticket.refuse(fault::refusal(Reason::UnknownChunk, 0));
         }
@@ -124,7 +123,7 @@ impl<R: Runtime> Shard<R> {
                 return Err(fault::of_store(&error));
             }
         };
-        let view = self.store.view(chunk).ok_or_else(|| fault::refusal(Reason::UnknownChunk, 0))?;
+        let view = self.store.view(chunk).ok_or_else(|| self.no_chunk())?;
         if blocks.len == 0 {
             return Err(fault::refusal(Reason::NotCommitted, u64::from(view.committed_len)));
         }
@@ -154,12 +153,15 @@ impl<R: Runtime> Shard<R> {
         let Some(epoch) = self.store.view(chunk).map(|view| view.epoch) else { return };
         tracing::warn!(%chunk, %error, "block cannot be served from this replica");
         self.count(|served| served.bad_blocks += 1);
+        if let StoreError::BadBlock(block) = error {
+            self.bad_block(chunk, *block);
+        }
         self.report(chunk, epoch, Trouble::BadBlock, self.me.server);
     }
 
     /// VERSION: how far the chain is committed, answered by its head.
     pub(crate) fn version(&self, version: &Version) -> Result<VersionOk, Fault> {
-        let view = self.store.view(version.chunk).ok_or_else(|| fault::refusal(Reason::UnknownChunk, 0))?;
+        let view = self.store.view(version.chunk).ok_or_else(|| self.no_chunk())?;
         match view.state {
             ReplicaState::Condemned => Err(fault::refusal(Reason::UnknownChunk, 0)),
             ReplicaState::Sealed => Ok(VersionOk { committed_seq: view.last_seq, committed_len: view.sealed_len }),

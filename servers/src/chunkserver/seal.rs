@@ -53,7 +53,7 @@ impl<R: Runtime> Shard<R> {
             return Err(Fault::new(Kind::Unavailable, "the server is stopping"));
         };
         let chunk = seal.chunk;
-        let view = self.store.view(chunk).ok_or_else(|| fault::refusal(Reason::UnknownChunk, 0))?;
+        let view = self.store.view(chunk).ok_or_else(|| self.no_chunk())?;
         let table = match fill_from(&view, seal.len) {
             Some(from) => Some(self.fill(seal, from).await?),
             None => None,
@@ -130,7 +130,7 @@ impl<R: Runtime> Shard<R> {
 
     /// DIGEST of a prefix; `u32::MAX`: of all there is.
     pub(crate) async fn digest(&self, digest: &Digest) -> Result<DigestOk, Fault> {
-        let view = self.store.view(digest.chunk).ok_or_else(|| fault::refusal(Reason::UnknownChunk, 0))?;
+        let view = self.store.view(digest.chunk).ok_or_else(|| self.no_chunk())?;
         let all = if view.state == ReplicaState::Sealed { view.sealed_len } else { view.durable_len };
         let len = if digest.len == u32::MAX { all } else { digest.len };
         if len > all {

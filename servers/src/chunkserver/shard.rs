@@ -9,18 +9,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::runtime::Runtime;
-use engine::store::{Store, View};
+use engine::store::View;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use wire::heartbeat::ChunkReport;
 use wire::member::{Member, ReplicaState};
-use wire::{ChunkHandle, ClusterId, Request, ServerId};
+use wire::{ChunkHandle, ClusterId, Fault, Request, ServerId};
 
 use super::budget::Budget;
+use super::fault;
 use super::link::{Link, LinkKey};
-use super::mailbox::{Served, ShardStatus, ToControl, ToShard};
+use super::mailbox::{Served, ShardStatus, StoreStatus, ToControl, ToShard};
 use super::outbox::Outbox;
 use super::peer::{CallError, IDLE_PEERS_MAX, Peer};
+use super::repair::Repairs;
 use super::replica::Replica;
+use super::scrub::Scrubbed;
+use super::stores::Stores;
 
 /// How long a stop waits for what is in flight.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -67,7 +71,7 @@ impl<R: Runtime> std::ops::Deref for Shard<R> {
 pub(crate) struct Inner<R: Runtime> {
     pub(crate) rt: R,
     pub(crate) me: Me,
-    pub(crate) store: Store<R>,
+    pub(crate) store: Stores<R>,
     pub(crate) budget: Budget,
     pub(crate) served: Cell<Served>,
     pub(crate) replicas: RefCell<BTreeMap<ChunkHandle, Replica<R>>>,
@@ -77,6 +81,15 @@ pub(crate) struct Inner<R: Runtime> {
     pub(super) reported: RefCell<BTreeMap<ChunkHandle, Duration>>,
     pub(super) control: mpsc::Sender<ToControl>,
     stopping: Cell<bool>,
+    pub(super) scrub_every: Cell<Duration>,
+    pub(super) scrub_asked: Cell<u64>,
+    pub(super) scrub_wake: Notify,
+    scrubbed: RefCell<Vec<Scrubbed>>,
+    pub(super) repairs: RefCell<Repairs>,
+    pub(super) repair_work: Notify,
+    /// Requests without an answer, and when the last one came.
+    pub(super) in_flight: Rc<Cell<usize>>,
+    pub(super) heard: Cell<Duration>,
     stop: Notify,
     pub(super) progressed: Notify,
     peers: RefCell<Vec<(String, u32, Peer<R>)>>,
@@ -86,7 +99,8 @@ pub(crate) struct Inner<R: Runtime> {
 }
 
 impl<R: Runtime> Shard<R> {
-    pub(crate) fn new(rt: R, me: Me, store: Store<R>, budget: Budget, control: mpsc::Sender<ToControl>) -> Self {
+    pub(crate) fn new(rt: R, me: Me, store: Stores<R>, budget: Budget, control: mpsc::Sender<ToControl>) -> Self {
+        let scrubbed = vec![Scrubbed::default(); store.disks().len()];
         Self(Rc::new(Inner {
             rt,
             me,
@@ -100,6 +114,14 @@ impl<R: Runtime> Shard<R> {
             control,
             reported: RefCell::default(),
             stopping: Cell::new(false),
+            scrub_every: Cell::default(),
+            scrub_asked: Cell::default(),
+            scrub_wake: Notify::new(),
+            scrubbed: RefCell::new(scrubbed),
+            repairs: RefCell::default(),
+            repair_work: Notify::new(),
+            in_flight: Rc::default(),
+            heard: Cell::default(),
             stop: Notify::new(),
             progressed: Notify::new(),
             peers: RefCell::default(),
@@ -108,12 +130,21 @@ impl<R: Runtime> Shard<R> {
         }))
     }
 
+    /// How long one scrub of everything may take; zero: only when asked for.
+    pub(crate) fn scrub_every(&self, every: Duration) {
+        self.scrub_every.set(every);
+    }
+
     /// Works until told to stop; then everything is durable.
     pub(crate) async fn run(&self, mut mail: mpsc::Receiver<ToShard>) {
         self.rt.spawn({
             let shard = self.clone();
             async move { shard.tick().await }
         });
+        self.rt.spawn(self.clone().repair_blocks());
+        for disk in 0..self.store.disks().len() {
+            self.rt.spawn(self.clone().scrub_disk(disk));
+        }
         while let Some(message) = mail.recv().await {
             match message {
                 ToShard::Connection { stream, hello } => self.serve_connection(stream, hello),
@@ -126,6 +157,7 @@ impl<R: Runtime> Shard<R> {
                     let shard = self.clone();
                     self.rt.spawn(async move { drop(reply.send(shard.status().await)) });
                 }
+                ToShard::Scrub => self.scrub_now(),
                 ToShard::Stop => break,
             }
         }
@@ -178,6 +210,16 @@ impl<R: Runtime> Shard<R> {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    /// How the scrub of a disk is.
+    pub(super) fn scrubbed(&self, disk: usize) -> Scrubbed {
+        self.scrubbed.borrow()[disk]
+    }
+
+    /// Notes how it goes.
+    pub(super) fn note_scrub(&self, disk: usize, change: impl FnOnce(&mut Scrubbed)) {
+        change(&mut self.scrubbed.borrow_mut()[disk]);
     }
 
     /// Counts.
@@ -233,6 +275,11 @@ impl<R: Runtime> Shard<R> {
         answer.await.ok().flatten()
     }
 
+    /// What is said about a chunk that is not here.
+    pub(crate) fn no_chunk(&self) -> Fault {
+        fault::of_store(&self.store.unknown())
+    }
+
     /// The next heartbeat mentions this chunk.
     pub(crate) fn changed(&self, chunk: ChunkHandle) {
         self.dirty.borrow_mut().insert(chunk);
@@ -253,23 +300,36 @@ impl<R: Runtime> Shard<R> {
             }
             chunks
         };
-        chunks.into_iter().filter_map(|chunk| self.store.view(chunk).map(|view| report_of(chunk, &view))).collect()
+        let report = |chunk| {
+            let view = self.store.view(chunk)?;
+            Some(report_of(chunk, &view, self.store.is_failed(chunk)))
+        };
+        chunks.into_iter().filter_map(report).collect()
     }
 
     async fn status(&self) -> ShardStatus {
-        let space = self.store.space().await;
+        let spaces = self.store.spaces().await;
+        let stores = self.store.disks().iter().zip(spaces).enumerate().map(|(disk, (on, space))| StoreStatus {
+            counters: on.store.counters(),
+            space,
+            quarantined: on.store.quarantined(),
+            scrub: self.scrubbed(disk),
+            scrub_age: self.scrubbed(disk).ended.map(|ended| self.rt.now().saturating_sub(ended)),
+        });
         ShardStatus {
             chunk_count: self.store.chunks().len() as u64,
-            store: self.store.counters(),
+            stores: stores.collect(),
+            shadow_count: self.store.shadow_count(),
             served: self.served.get(),
-            space: wire::heartbeat::Space { total: space.total, free: space.free, used: space.used },
+            repair_count: self.repairs.borrow().len() as u64,
             open_count: self.replicas.borrow().len() as u64,
             connection_count: self.connections.borrow().iter().filter(|it| !it.is_closed()).count() as u64,
         }
     }
 }
 
-fn report_of(chunk: ChunkHandle, view: &View) -> ChunkReport {
+/// A replica on a failed disk is told as a damaged one: it is there, and of no use.
+fn report_of(chunk: ChunkHandle, view: &View, is_failed: bool) -> ChunkReport {
     ChunkReport {
         chunk,
         state: view.state,
@@ -279,6 +339,6 @@ fn report_of(chunk: ChunkHandle, view: &View) -> ChunkReport {
         len: if view.state == ReplicaState::Sealed { view.sealed_len } else { view.durable_len },
         committed_len: view.committed_len,
         digest: view.digest,
-        damaged: view.damaged,
+        damaged: view.damaged || is_failed,
     }
 }

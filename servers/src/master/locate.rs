@@ -114,7 +114,10 @@ impl Master {
             Phase::Open => (ChunkState::Open, soft.hints.get(&handle).copied().unwrap_or(0)),
             Phase::Sealing(_) => (ChunkState::Sealing, soft.hints.get(&handle).copied().unwrap_or(0)),
             Phase::Sealed { len, .. } => {
-                servers.sort_by_key(|server| soft.liveness(*server, now) != Liveness::Alive);
+                // Those that can answer come first.
+                servers.sort_by_key(|server| {
+                    (soft.liveness(*server, now) != Liveness::Alive, soft.unfit.has(handle, *server))
+                });
                 (ChunkState::Sealed, len)
             }
         };

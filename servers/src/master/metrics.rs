@@ -120,6 +120,7 @@ impl Master {
                 };
                 let (files, directories) = state.name_counts();
                 let (chunks, open_chunks, degraded_chunks) = state.chunk_counts();
+                let degraded_chunks = degraded_chunks + soft.unfit.degraded(state);
                 let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
                 ClusterOk {
                     cluster: self.cluster(),
@@ -210,6 +211,11 @@ impl Master {
         out.gauge("hercules_master_chunks", "Chunks.", count(chunks.0));
         out.gauge("hercules_master_open_chunks", "Chunks that are not sealed.", count(chunks.1));
         out.gauge("hercules_master_degraded_chunks", "Sealed chunks with too few holders.", count(chunks.2));
+        out.gauge(
+            "hercules_master_unfit_replicas",
+            "Replicas on disks that failed or are missing: still counted, read last.",
+            count(soft.unfit.len()),
+        );
         let label = |server: &ServerId| [("server", server.to_string())];
         let phi = soft.servers.iter().map(|(server, heard)| (label(server), heard.arrivals.phi(now).min(1000.0)));
         out.gauges("hercules_master_server_phi", "Suspicion: from 8 on a server gets no new chunks.", phi);

@@ -25,6 +25,7 @@ mod shared;
 mod soft;
 pub mod state;
 pub mod store;
+mod unfit;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;

@@ -105,6 +105,7 @@ impl Master {
                 heard.seen.extend(open.map(|report| report.chunk));
             }
         }
+        self.core.look(|state| self.soft().unfit.heard(state, server, &request.chunks, request.inventory));
         for report in &request.chunks {
             self.take_report(server, report);
         }

@@ -11,6 +11,7 @@ use wire::{ChunkHandle, ServerId};
 use super::liveness::Arrivals;
 use super::placement::Candidate;
 use super::state::{Phase, State};
+use super::unfit::Unfit;
 
 /// After this long without reports from everybody, safe mode ends all the same.
 const SAFE_MODE_MAX: Duration = Duration::from_secs(600);
@@ -48,6 +49,8 @@ pub(super) struct Soft {
     pub(super) ready: HashSet<ChunkHandle>,
     /// Last reported lengths of open chunks.
     pub(super) hints: HashMap<ChunkHandle, u32>,
+    /// Replicas of sealed chunks that are of no use now.
+    pub(super) unfit: Unfit,
     /// When replicas under a tombstone were condemned.
     pub(super) condemned: HashMap<(ChunkHandle, ServerId), Duration>,
     /// When a stale replica was last asked to join again.
@@ -68,6 +71,7 @@ impl Soft {
             servers: BTreeMap::new(),
             ready: HashSet::new(),
             hints: HashMap::new(),
+            unfit: Unfit::default(),
             condemned: HashMap::new(),
             rejoined: HashMap::new(),
             safe_mode: true,
@@ -162,12 +166,13 @@ impl Soft {
         leaves
     }
 
-    /// Drops what was kept about chunks that are not open any more.
+    /// Drops what was kept about chunks that are not open any more, or gone.
     pub(super) fn forget_closed(&mut self, state: &State) {
         let open =
             |chunk: &ChunkHandle| state.chunk(*chunk).is_some_and(|row| !matches!(row.phase, Phase::Sealed { .. }));
         self.ready.retain(open);
         self.hints.retain(|chunk, _| open(chunk));
+        self.unfit.forget(state);
     }
 
     /// Deletion is allowed.

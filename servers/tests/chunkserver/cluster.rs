@@ -30,12 +30,19 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<Option<Running>>,
     disks: Vec<TempDir>,
     pub(crate) shards: u32,
+    /// Disks of each server.
+    per_server: usize,
 }
 
 impl Cluster {
     pub(crate) async fn start(servers: usize, shards: u32) -> Self {
+        Self::start_with(servers, shards, 1).await
+    }
+
+    /// Servers with several disks each.
+    pub(crate) async fn start_with(servers: usize, shards: u32, per_server: usize) -> Self {
         let master = FakeMaster::start(CLUSTER).await;
-        let mut cluster = Self { master, servers: Vec::new(), disks: Vec::new(), shards };
+        let mut cluster = Self { master, servers: Vec::new(), disks: Vec::new(), shards, per_server };
         for index in 0..servers {
             cluster.disks.push(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
             cluster.servers.push(None);
@@ -45,14 +52,16 @@ impl Cluster {
     }
 
     pub(crate) fn config(&self, index: usize) -> Config {
-        let root = self.disks[index].path().to_owned();
+        let data_dirs: Vec<PathBuf> = (0..self.per_server).map(|disk| self.disk(index, disk)).collect();
+        let more = data_dirs.len() as u64 - 1;
         Config {
             admin: Some("127.0.0.1:0".into()),
             shards: Some(self.shards),
             runtime: backend(),
-            memory_per_shard: Config::MEMORY_MIN,
+            memory_per_shard: Config::MEMORY_MIN + more * engine::store::STORE_MEMORY as u64,
             ring_bytes: Some(16 << 20),
-            ..Config::new(root, self.master.address.clone())
+            data_dirs,
+            ..Config::new(PathBuf::new(), self.master.address.clone())
         }
     }
 
@@ -79,6 +88,11 @@ impl Cluster {
 
     pub(crate) fn root(&self, index: usize) -> PathBuf {
         self.disks[index].path().to_owned()
+    }
+
+    /// Folder of one of a server's disks.
+    pub(crate) fn disk(&self, index: usize, disk: usize) -> PathBuf {
+        if self.per_server == 1 { self.root(index) } else { self.root(index).join(format!("disk{disk}")) }
     }
 
     pub(crate) fn server(&self, index: usize) -> ServerId {
@@ -162,10 +176,45 @@ impl Cluster {
 
     /// GET of the admin port.
     pub(crate) async fn admin(&self, index: usize, path: &str) -> String {
+        self.ask_admin(index, "GET", path).await
+    }
+
+    /// Has a server verify everything it has, now.
+    pub(crate) async fn scrub(&self, index: usize) {
+        let reply = self.ask_admin(index, "POST", "/scrub").await;
+        assert!(reply.starts_with("HTTP/1.1 202"), "{reply}");
+    }
+
+    /// Waits until a number in the metrics is at least this.
+    pub(crate) async fn wait_metric(&self, index: usize, name: &str, least: f64) {
+        let reached = async {
+            while self.metric(index, name).await < least {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(crate::peer::LIMIT, reached).await;
+        assert!(waited.is_ok(), "{name} of server {index} did not reach {least}");
+    }
+
+    /// Waits until the server's health is as wanted; gives it.
+    pub(crate) async fn wait_health(&self, index: usize, wanted: impl Fn(&str) -> bool) -> String {
+        let reached = async {
+            loop {
+                let health = self.admin(index, "/health").await;
+                if wanted(&health) {
+                    return health;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(crate::peer::LIMIT, reached).await.expect("health as wanted, in time")
+    }
+
+    async fn ask_admin(&self, index: usize, method: &str, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let address = self.servers[index].as_ref().and_then(|server| server.admin).expect("it has an admin port");
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.unwrap();
         reply

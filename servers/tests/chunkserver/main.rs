@@ -9,9 +9,11 @@
 
 mod append;
 mod cluster;
+mod disks;
 mod hostile;
 mod master;
 mod peer;
 mod read;
+mod repair;
 mod seal;
 mod start;

@@ -7,10 +7,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use wire::heartbeat::{Heartbeat, HeartbeatOk, Register, Registered};
 use wire::hello::{Hello, HelloOk};
-use wire::member::Member;
+use wire::locate::{LocateChunk, Location, Locations};
+use wire::member::{ChunkState, Member};
 use wire::message::{Done, tag};
 use wire::report::{Finished, Report};
-use wire::{ClusterId, Fault, Kind, ServerId, Term};
+use wire::{ChunkHandle, ClusterId, Epoch, Fault, InodeId, Kind, ServerId, Term};
 
 use crate::peer::{receive, send};
 
@@ -25,6 +26,7 @@ pub(crate) enum Told {
 #[derive(Default)]
 struct State {
     members: BTreeMap<ServerId, Register>,
+    holders: BTreeMap<ChunkHandle, Vec<ServerId>>,
 }
 
 /// Runs until dropped.
@@ -83,6 +85,11 @@ impl FakeMaster {
         let state = self.state.lock().unwrap();
         let register = &state.members[&server];
         Member { server, address: register.address.clone(), shards: register.shards }
+    }
+
+    /// Who holds a chunk, when it is asked.
+    pub(crate) fn holds(&self, chunk: ChunkHandle, servers: &[ServerId]) {
+        self.state.lock().unwrap().holders.insert(chunk, servers.to_vec());
     }
 
     /// What a server registered with last.
@@ -145,7 +152,31 @@ async fn serve(mut stream: TcpStream, cluster: ClusterId, state: Arc<Mutex<State
                 let _ = tell.send(Told::Finished(frame.open()));
                 send(&mut stream, &Done, id, &[]).await;
             }
+            tag::LOCATE_CHUNK => {
+                let LocateChunk { chunk } = frame.open();
+                let locations = locations(&state.lock().unwrap(), chunk);
+                send(&mut stream, &locations, id, &[]).await;
+            }
             other => send(&mut stream, &Fault::new(Kind::Invalid, format!("tag {other}")), id, &[]).await,
         }
     }
+}
+
+fn locations(state: &State, chunk: ChunkHandle) -> Locations {
+    let member = |server: &ServerId| {
+        let register = &state.members[server];
+        Member { server: *server, address: register.address.clone(), shards: register.shards }
+    };
+    let items = state.holders.get(&chunk).map(|holders| Location {
+        file: InodeId(1),
+        index: 0,
+        start: 0,
+        chunk,
+        state: ChunkState::Sealed,
+        epoch: Epoch(2),
+        len: 0,
+        members: holders.iter().map(member).collect(),
+        expire_ms: 1000,
+    });
+    Locations { items: items.into_iter().collect(), version: 1, chunk_count: 1 }
 }

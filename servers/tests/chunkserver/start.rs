@@ -91,7 +91,7 @@ async fn what_cannot_work_is_refused_with_a_remedy() {
     let mut cluster = Cluster::start(1, 1).await;
     let config = cluster.config(0);
     let locked = refused(chunkserver::start(config.clone()).await);
-    assert!(locked.what.contains(&config.data_dir.display().to_string()), "{locked}");
+    assert!(locked.what.contains(&config.data_dirs[0].display().to_string()), "{locked}");
     let taken = cluster.member(0).address;
     let port = refused(chunkserver::start(Config { listen: taken.clone(), ..config.clone() }).await);
     assert!(port.what.contains(&taken), "{port}");

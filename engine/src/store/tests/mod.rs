@@ -10,5 +10,6 @@ mod overwrite;
 mod reborn;
 mod repair;
 mod rig;
+mod scrub;
 mod smoke;
 mod workload;

@@ -141,6 +141,8 @@ fn boot(cluster: &Shared, index: usize) {
                         *cluster.finished.borrow_mut() = Some(finished);
                         cluster.trouble.notify_one();
                     }
+                    // Nothing rots here: there is nothing to repair.
+                    ToControl::Locate { reply, .. } => drop(reply),
                     ToControl::Resolve { .. } => unreachable!("addresses are numbers here"),
                 }
             }
@@ -152,7 +154,7 @@ fn boot(cluster: &Shared, index: usize) {
             let mut recovered = store::recover(&rt, &disk).await.unwrap_or_else(|error| panic!("{error}"));
             let seed = recovered.seeds.pop().unwrap();
             let store = Store::start(rt.clone(), seed).await.unwrap_or_else(|error| panic!("{error}"));
-            let shard = Shard::new(rt.clone(), me, store, Budget::new(Budget::BYTES_MIN), to_control);
+            let shard = Shard::new(rt.clone(), me, store.into(), Budget::new(Budget::BYTES_MIN), to_control);
             let listener = rt.listen(listen).unwrap();
             rt.spawn({
                 let shard = shard.clone();

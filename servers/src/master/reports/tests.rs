@@ -1,7 +1,9 @@
 use super::*;
+use wire::heartbeat::InventoryPage;
 use wire::{Epoch, InodeId, RequestId, Seq};
 
 use crate::master::entry::Answer;
+use crate::master::unfit::Unfit;
 
 const MEMBERS: [ServerId; 2] = [ServerId(1), ServerId(2)];
 
@@ -116,4 +118,60 @@ fn impossible_registrations_are_refused() {
     ] {
         assert!(check(&bad).is_err(), "{bad:?}");
     }
+}
+
+/// Chunks on servers 1 and 2, sealed by both.
+fn sealed_chunks(count: u64) -> (State, Vec<ChunkHandle>) {
+    let mut state = State::default();
+    apply(&mut state, Change::Found { cluster: ClusterId([1; 16]) });
+    let mut chunks = Vec::new();
+    for number in 0..count {
+        let request = RequestId { client: [1; 16], number: number + 1 };
+        let begin = Change::BeginUpload { request, content_type: String::new(), replicas: 2 };
+        let Answer::Inode(file) = apply(&mut state, begin) else { panic!("an upload can always begin") };
+        let open = Change::OpenChunk { file, members: MEMBERS.to_vec() };
+        let Answer::Chunk(chunk) = apply(&mut state, open) else { panic!("an upload takes chunks") };
+        apply(&mut state, Change::SealStart { chunk, epoch: Epoch(2) });
+        let (epoch, digest, holders) = (Epoch(2), [7; 16], MEMBERS.to_vec());
+        apply(&mut state, Change::Sealed { chunk, epoch, len: 10, last_seq: Seq(5), digest, holders, dedup: vec![] });
+        chunks.push(chunk);
+    }
+    (state, chunks)
+}
+
+#[test]
+fn a_replica_on_a_failed_disk_is_unfit_until_it_is_reported_well_and_stays_a_holder() {
+    let (state, chunks) = sealed_chunks(2);
+    let mut unfit = Unfit::default();
+    let damaged = ChunkReport { damaged: true, ..report(chunks[0], Sealed) };
+    unfit.heard(&state, ServerId(1), &[damaged, report(chunks[1], Sealed)], None);
+    assert!(unfit.has(chunks[0], ServerId(1)) && !unfit.has(chunks[0], ServerId(2)));
+    assert!(!unfit.has(chunks[1], ServerId(1)));
+    assert_eq!((unfit.len(), unfit.degraded(&state)), (1, 1));
+    assert_eq!(verdict(&state, ServerId(1), &damaged), Verdict::Fine, "it stays a holder");
+    unfit.heard(&state, ServerId(9), &[damaged], None);
+    assert_eq!(unfit.len(), 1, "what the log does not count is nobody's loss");
+    unfit.heard(&state, ServerId(1), &[report(chunks[0], Sealed)], None);
+    assert_eq!((unfit.len(), unfit.degraded(&state)), (0, 0));
+}
+
+#[test]
+fn what_an_inventory_leaves_out_is_unfit_whichever_page_it_would_be_on() {
+    let (state, chunks) = sealed_chunks(6);
+    let well = |of: &[usize]| of.iter().map(|at| report(chunks[*at], Sealed)).collect::<Vec<_>>();
+    let page = |first, last| Some(InventoryPage { first, last });
+    let mut unfit = Unfit::default();
+    unfit.heard(&state, ServerId(1), &well(&[1, 2]), page(true, false));
+    unfit.heard(&state, ServerId(1), &well(&[4]), page(false, true));
+    let lost: Vec<usize> = (0..6).filter(|at| unfit.has(chunks[*at], ServerId(1))).collect();
+    assert_eq!(lost, [0, 3, 5]);
+    // All disks are back.
+    unfit.heard(&state, ServerId(1), &well(&[0, 1, 2, 3, 4, 5]), page(true, true));
+    assert_eq!(unfit.len(), 0);
+    unfit.heard(&state, ServerId(1), &[], page(true, true));
+    assert_eq!((unfit.len(), unfit.degraded(&state)), (6, 6), "an empty page is an empty server");
+    unfit.heard(&state, ServerId(2), &[], page(true, true));
+    assert_eq!((unfit.len(), unfit.degraded(&state)), (12, 6));
+    unfit.forget(&State::default());
+    assert_eq!(unfit.len(), 0);
 }

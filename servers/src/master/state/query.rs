@@ -117,6 +117,14 @@ impl State {
         self.derived.open.iter().filter_map(|handle| Some((*handle, self.chunks.get(handle)?)))
     }
 
+    /// Chunks above one handle, up to and with another.
+    pub fn chunks_between(&self, after: ChunkHandle, upto: ChunkHandle) -> impl Iterator<Item = (ChunkHandle, &Chunk)> {
+        let above = (std::ops::Bound::Excluded(after), std::ops::Bound::Included(upto));
+        // A range that ends where it begins, both ends left out, is a panic for the table.
+        let range = (after < upto).then(|| self.chunks.range(above));
+        range.into_iter().flatten().map(|(handle, row)| (*handle, row))
+    }
+
     /// Sealed chunks with fewer holders than wanted.
     pub fn degraded(&self) -> impl Iterator<Item = (ChunkHandle, &Chunk)> {
         self.derived.degraded.iter().filter_map(|handle| Some((*handle, self.chunks.get(handle)?)))
