@@ -9,6 +9,7 @@
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
 //! drivers append  read  seal  life  slots         one operation each
 //!         commit  checkpoint  recover  walk  format  open
+//! tools   check  inspect  rebuild                what an operator looks at a disk with
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
@@ -19,6 +20,7 @@ mod batch;
 mod cache;
 #[cfg(test)]
 mod canary;
+pub mod check;
 mod checkpoint;
 mod commit;
 mod crcs;
@@ -30,6 +32,7 @@ mod fold;
 mod format;
 mod header;
 mod image;
+pub mod inspect;
 mod io;
 mod layout;
 mod life;
@@ -37,6 +40,7 @@ mod log;
 mod open;
 mod page;
 mod read;
+pub mod rebuild;
 mod record;
 mod recover;
 mod replica;
@@ -50,7 +54,7 @@ mod types;
 mod walk;
 
 pub use error::{OpenError, StoreError};
-pub use open::{DiskLock, identity};
+pub use open::{DiskLock, identity, in_use};
 pub use recover::{Recovered, ShardSeed, recover};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
