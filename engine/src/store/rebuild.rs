@@ -10,11 +10,14 @@ use std::path::Path;
 use wire::{ClusterId, ServerId};
 
 use super::check::on_shard;
+use super::fold::Pending;
 use super::header::{Hdr, SlotState};
 use super::io::Io;
 use super::layout::{HALF_OFFSETS, PAGE, RING_LOG_START};
 use super::open::{self, BOTH_BAD, REBUILD};
 use super::page::{Bad, Common, Disk, DiskState, Page, Ring};
+use super::record::Body;
+use super::walk::Stream;
 use super::{DiskLock, OpenError};
 use crate::runtime::{FileId, Folder, Open, Runtime};
 
@@ -61,9 +64,9 @@ pub struct Evidence {
     pub chunks: u64,
     /// Highest term of a master.
     pub master_term: u32,
-    /// Server that most slots say they are on, and how many do.
+    /// Server that most headers and records of chunks name as their own, and how many do.
     pub server: Option<(ServerId, u64)>,
-    /// Servers that slots name beside it.
+    /// Servers that are named at all.
     pub servers_named: usize,
 }
 
@@ -97,7 +100,7 @@ pub struct Rebuilt {
 pub struct RebuildOptions {
     /// The cluster: no page but DISK names it.
     pub cluster: ClusterId,
-    /// The server; `None`: as the slots say.
+    /// The server; `None`: as the chunks say.
     pub server: Option<ServerId>,
     /// Write; otherwise nothing changes.
     pub write: bool,
@@ -187,8 +190,11 @@ pub(crate) async fn look<R: Runtime>(io: &Io<R>, root: &Path) -> Result<Evidence
         found.other_format |= matches!(bad, Some(Bad::Format(_)));
         found.disk[copy] = bad.map(|bad| bad.to_string());
     }
-    look_at_rings(io, root, &mut found).await?;
-    look_at_slots(io, root, &mut found).await?;
+    let mut servers = BTreeMap::new();
+    look_at_rings(io, root, &mut found, &mut servers).await?;
+    look_at_slots(io, root, &mut found, &mut servers).await?;
+    found.servers_named = servers.len();
+    found.server = servers.into_iter().max_by_key(|(_, count)| *count);
     let mut votes: BTreeMap<[u8; 16], usize> = BTreeMap::new();
     found.witnesses.iter().for_each(|witness| *votes.entry(witness.disk_uuid).or_default() += 1);
     if let Some((uuid, count)) = votes.into_iter().max_by_key(|(_, count)| *count) {
@@ -211,7 +217,15 @@ async fn exists<R: Runtime>(io: &Io<R>, root: &Path, id: FileId) -> Result<bool,
     Ok(len.map_err(|error| OpenError::io("cannot look at the disk", &error))?.is_some())
 }
 
-async fn look_at_rings<R: Runtime>(io: &Io<R>, root: &Path, found: &mut Evidence) -> Result<(), OpenError> {
+/// How often each server is named as the one that this disk is on.
+type Servers = BTreeMap<ServerId, u64>;
+
+async fn look_at_rings<R: Runtime>(
+    io: &Io<R>,
+    root: &Path,
+    found: &mut Evidence,
+    servers: &mut Servers,
+) -> Result<(), OpenError> {
     let (mut number, mut gap) = (0, 0);
     let mut first_gap = None;
     while gap < GAP_MAX {
@@ -236,6 +250,9 @@ async fn look_at_rings<R: Runtime>(io: &Io<R>, root: &Path, found: &mut Evidence
             found.rings_unknown += u32::from(best.is_none());
             found.rings = number + 1;
         }
+        if let Some(ring) = best.as_ref().filter(|ring| !ring.retired && ring.common.number == number) {
+            look_at_records(io, root, ring, servers).await;
+        }
         let bytes = match best {
             Some(ring) => ring.log_bytes,
             None => {
@@ -252,8 +269,30 @@ async fn look_at_rings<R: Runtime>(io: &Io<R>, root: &Path, found: &mut Evidence
     Ok(())
 }
 
-async fn look_at_slots<R: Runtime>(io: &Io<R>, root: &Path, found: &mut Evidence) -> Result<(), OpenError> {
-    let mut servers: BTreeMap<ServerId, u64> = BTreeMap::new();
+/// Chunks that only a journal knows of: the record that made each names its chain.
+async fn look_at_records<R: Runtime>(io: &Io<R>, root: &Path, ring: &Ring, servers: &mut Servers) {
+    let Ok(file) = io.rt.open(root, FileId::Ring(ring.common.number), Open::ReadOnly).await else { return };
+    let walked = Stream::new(io, &file, ring)
+        .walk(ring, async |record: Pending| {
+            if let Ok(Body::Create(create)) = Body::decode(record.head.kind, &record.body)
+                && let Some(server) = create.members.get(usize::from(create.my_position))
+            {
+                *servers.entry(*server).or_default() += 1;
+            }
+            Ok(())
+        })
+        .await;
+    if let Err(error) = walked {
+        tracing::warn!(ring = ring.common.number, %error, "a journal is read in part");
+    }
+}
+
+async fn look_at_slots<R: Runtime>(
+    io: &Io<R>,
+    root: &Path,
+    found: &mut Evidence,
+    servers: &mut Servers,
+) -> Result<(), OpenError> {
     let (mut number, mut gap) = (0, 0);
     while gap < GAP_MAX {
         let id = FileId::Slot(number);
@@ -284,8 +323,6 @@ async fn look_at_slots<R: Runtime>(io: &Io<R>, root: &Path, found: &mut Evidence
             *servers.entry(*server).or_default() += 1;
         }
     }
-    found.servers_named = servers.len();
-    found.server = servers.into_iter().max_by_key(|(_, count)| *count);
     Ok(())
 }
 
@@ -297,7 +334,7 @@ impl Evidence {
     }
 }
 
-/// The DISK page that the evidence leads to. `server` may be left to what the slots say.
+/// The DISK page that the evidence leads to. `server` may be left to what chunks name.
 ///
 /// # Errors
 ///
@@ -339,14 +376,14 @@ pub(crate) fn plan(
         return refuse("no journal is in use".into(), "put the journal folder back, then repeat");
     }
     let server = match (server, found.server) {
-        (Some(given), Some((named, slots))) if given != named => {
-            let what = format!("{slots} slots say they are on server {named}, not on server {given}");
-            return refuse(what, "give the number that the slots name by --server");
+        (Some(given), Some((named, chunks))) if given != named => {
+            let what = format!("{chunks} chunks say they are on server {named}, not on server {given}");
+            return refuse(what, "give the number that the chunks name by --server");
         }
         (Some(given), _) => given,
         (None, Some((named, _))) if found.servers_named == 1 => named,
         (None, _) => {
-            let what = "the slots do not say which server this disk is of";
+            let what = "the chunks do not say which server this disk is of";
             return refuse(what.into(), "give it by --server; `hercules status` lists the servers");
         }
     };

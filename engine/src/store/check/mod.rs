@@ -16,10 +16,11 @@ mod slot;
 mod survey;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use wire::ChunkHandle;
 
@@ -62,16 +63,23 @@ pub enum CheckEvent {
 }
 
 /// Looks at a whole disk and changes nothing. Blocks until everything was read. Holds the disk's lock
-/// meanwhile. Runs on threads of its own and without io_uring. `tell` hears of everything in order.
+/// meanwhile. Runs on threads of its own and without io_uring. `tell` hears of everything in order, and
+/// ends it early when it breaks.
 ///
 /// # Errors
 ///
 /// There is no disk, another process uses it, or it does not answer at all. Damage is no error.
-pub fn check(root: &Path, options: CheckOptions, mut tell: impl FnMut(CheckEvent)) -> Result<(), OpenError> {
+pub fn check(
+    root: &Path,
+    options: CheckOptions,
+    mut tell: impl FnMut(CheckEvent) -> ControlFlow<()>,
+) -> Result<(), OpenError> {
     let _lock = DiskLock::of_existing(root)?;
     let folder = root.to_owned();
     let (report, plan) = on_shard(move |rt| async move { survey(&rt, &folder).await })??;
-    tell(CheckEvent::Disk(Box::new(report)));
+    if tell(CheckEvent::Disk(Box::new(report))).is_break() {
+        return Ok(());
+    }
     let slots: Vec<u32> = match options.chunk {
         None => (0..plan.slots).collect(),
         Some(chunk) => holding(&plan, chunk),
@@ -87,29 +95,41 @@ pub fn check(root: &Path, options: CheckOptions, mut tell: impl FnMut(CheckEvent
         threads.push(thread.map_err(|error| OpenError::io("cannot start a thread", &error))?);
     }
     drop(sender);
-    let mut waiting: BTreeMap<u32, Box<SlotReport>> = BTreeMap::new();
-    let mut wanted = slots.iter();
-    let mut expected = wanted.next();
-    for event in events {
-        match event {
-            CheckEvent::Slot(report) => {
-                waiting.insert(report.slot, report);
-                while let Some(report) = expected.and_then(|slot| waiting.remove(slot)) {
-                    tell(CheckEvent::Slot(report));
-                    expected = wanted.next();
-                }
-            }
-            other => tell(other),
-        }
-    }
+    // Taking fewer than all drops the receiver, and with it every thread's reason to go on.
+    let told = in_order(events, &slots, &mut tell);
     for thread in threads {
         let ended = thread.join().map_err(|_| OpenError::new("a thread that read slots died", "run it again"))?;
         ended.map_err(|error| OpenError::io("cannot read the slots", &error))?;
     }
-    match expected {
-        None => Ok(()),
-        Some(slot) => Err(OpenError::new(format!("slot {slot} was not looked at"), "run it again")),
+    match told {
+        ControlFlow::Break(()) | ControlFlow::Continue(None) => Ok(()),
+        ControlFlow::Continue(Some(slot)) => {
+            Err(OpenError::new(format!("slot {slot} was not looked at"), "run it again"))
+        }
     }
+}
+
+/// Hands events on, slots in their order; gives the first slot that never came.
+fn in_order(
+    events: Receiver<CheckEvent>,
+    slots: &[u32],
+    tell: &mut impl FnMut(CheckEvent) -> ControlFlow<()>,
+) -> ControlFlow<(), Option<u32>> {
+    let mut waiting: BTreeMap<u32, Box<SlotReport>> = BTreeMap::new();
+    let mut wanted = slots.iter();
+    let mut expected = wanted.next();
+    for event in events {
+        let CheckEvent::Slot(report) = event else {
+            tell(event)?;
+            continue;
+        };
+        waiting.insert(report.slot, report);
+        while let Some(report) = expected.and_then(|slot| waiting.remove(slot)) {
+            tell(CheckEvent::Slot(report))?;
+            expected = wanted.next();
+        }
+    }
+    ControlFlow::Continue(expected.copied())
 }
 
 /// Slots that hold a chunk; those whose headers are lost might.
@@ -132,6 +152,7 @@ async fn look_at(
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed) as usize;
         let Some(slot) = slots.get(index) else { return };
+        // Whoever listened may have had enough; the slot's own report finds that out.
         let read = |bytes| drop(sender.send(CheckEvent::Read(bytes)));
         let report = check_slot(&rt, &over, &plan, *slot, &read).await;
         if sender.send(CheckEvent::Slot(Box::new(report))).is_err() {

@@ -71,7 +71,9 @@ pub(crate) async fn survey<R: Runtime>(rt: &R, root: &Path) -> Result<(DiskRepor
         Ok(recovered) => {
             trace = recovered.trace;
             let chunks = recovered.seeds.into_iter().flat_map(|shard| shard.chunks);
-            seeds.extend(chunks.map(|seed| (seed.hdr.common.number, seed)));
+            // Nobody asks for the dedup tables; of all chunks together they are large.
+            let lean = chunks.map(|seed| Seed { dedup: Vec::new(), ..seed });
+            seeds.extend(lean.map(|seed| (seed.hdr.common.number, seed)));
             Ok(recovered.summary)
         }
         Err(error) => Err(error.what),

@@ -397,6 +397,28 @@ fn of_a_disk_that_lost_its_power_fsck_says_what_the_next_start_finds() {
 }
 
 #[test]
+fn chunks_that_only_a_journal_knows_name_their_server_too() {
+    use crate::store::rebuild;
+    let rig = Rig::start(1, &new_disk(), 2);
+    (1..=3).for_each(|chunk| rig.create(chunk));
+    rig.append(2, 1, &bytes(1, 5000)).unwrap();
+    let disk = rig.kill(1);
+    [FileId::DiskA, FileId::DiskB].into_iter().for_each(|file| disk.rot(file, 70, &[1]));
+    let sim = Sim::with_disk(1, &disk);
+    let root = sim.root();
+    sim.run(|rt| async move {
+        let io = crate::store::io::Io::new(rt);
+        let found = rebuild::look(&io, &root).await.unwrap();
+        assert_eq!((found.chunks, found.server, found.servers_named), (0, Some((wire::ServerId(1), 3)), 1));
+        let page = rebuild::plan(&found, wire::ClusterId([1; 16]), None, 77).unwrap();
+        rebuild::write(&io, &root, &page).await.unwrap();
+    });
+    let rig = Rig::start(2, &disk, 2);
+    assert_eq!((rig.summary.chunks, rig.summary.suspects), (3, 0));
+    assert_eq!(rig.read_all(2, Upto::Durable).unwrap(), bytes(1, 5000));
+}
+
+#[test]
 fn a_disk_made_anew_starts_and_everything_on_it_reads() {
     use crate::store::rebuild;
     let (disk, _, _) = two_chunks();
