@@ -10,7 +10,7 @@ use tokio::runtime;
 use crate::exit::{self, Code};
 use crate::logging::Logging;
 use crate::roles::Lifecycle;
-use crate::{bench, compat, completions, dev, doctor, files, health, roles, scrub, settings, status, version};
+use crate::{bench, compat, completions, dev, disk, doctor, files, health, roles, scrub, settings, status, version};
 
 /// A distributed file system: acknowledged means durable on every replica.
 #[derive(Debug, Parser)]
@@ -44,17 +44,22 @@ pub(crate) enum Command {
     Mkdir(files::mkdir::Mkdir),
     Mv(files::mv::Mv),
     Undelete(files::undelete::Undelete),
+    Fsck(disk::fsck::Fsck),
+    Inspect(disk::inspect::Inspect),
+    Disk(disk::manage::Disk),
     Bench(bench::Bench),
     Completions(completions::Completions),
     Version(version::Version),
 }
 
 impl Command {
-    /// What is logged when nobody says: servers tell what they do, tools only what went wrong.
+    /// What is logged when nobody says: servers tell what they do, tools only what went wrong. Those
+    /// that look at a disk print what they find: what the store logs of it meanwhile would say it twice.
     #[must_use]
     pub(crate) fn default_level(&self) -> &'static str {
         match self {
             Self::Master(_) | Self::Chunkserver(_) | Self::Gateway(_) => "info",
+            Self::Fsck(_) | Self::Inspect(_) | Self::Disk(_) => "off",
             _ => "warn",
         }
     }
@@ -74,9 +79,14 @@ impl Command {
     #[must_use]
     pub(crate) fn runtime(&self) -> runtime::Builder {
         match self {
-            Self::Chunkserver(_) | Self::Dev(_) | Self::Health(_) | Self::Completions(_) | Self::Version(_) => {
-                runtime::Builder::new_current_thread()
-            }
+            Self::Chunkserver(_)
+            | Self::Dev(_)
+            | Self::Health(_)
+            | Self::Fsck(_)
+            | Self::Inspect(_)
+            | Self::Disk(_)
+            | Self::Completions(_)
+            | Self::Version(_) => runtime::Builder::new_current_thread(),
             _ => runtime::Builder::new_multi_thread(),
         }
     }
@@ -140,6 +150,16 @@ mod tests {
         for command in Cli::command().get_subcommands().filter(|command| command.get_name() != "help") {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("hercules "), "{} has no examples", command.get_name());
+        }
+    }
+
+    #[test]
+    fn every_part_of_disk_has_examples() {
+        let cli = Cli::command();
+        let disk = cli.find_subcommand("disk").unwrap();
+        for part in disk.get_subcommands().filter(|part| part.get_name() != "help") {
+            let help = part.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("hercules disk"), "{} has no examples", part.get_name());
         }
     }
 

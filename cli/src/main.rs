@@ -11,6 +11,7 @@ mod cluster;
 mod compat;
 mod completions;
 mod dev;
+mod disk;
 mod doctor;
 mod exit;
 mod files;
@@ -68,6 +69,9 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Mkdir(command) => command.run().await,
             Command::Mv(command) => command.run().await,
             Command::Undelete(command) => command.run().await,
+            Command::Fsck(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Disk(command) => command.run(),
             Command::Bench(command) => command.run().await,
             Command::Completions(command) => command.run(),
             Command::Version(command) => command.run(),

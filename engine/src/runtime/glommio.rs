@@ -253,7 +253,7 @@ impl Runtime for GlommioRuntime {
         let path = host::path(root, file);
         let opened = self.finish(async move {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(how == Open::Create).mode(host::FILE_MODE);
+            options.read(true).write(how != Open::ReadOnly).create(how == Open::Create).mode(host::FILE_MODE);
             options.dma_open(&path).await
         });
         opened.await.map(Rc::new).map_err(plain)

@@ -37,7 +37,7 @@ pub(super) fn make_folder(root: &Path, file: FileId, how: Open) -> io::Result<()
         FileId::Ring(_) => Folder::Journal,
         FileId::Slot(_) => Folder::Slots,
     };
-    if how == Open::Existing {
+    if how != Open::Create {
         return Ok(());
     }
     match fs::create_dir(folder_path(root, folder)) {
@@ -51,7 +51,7 @@ pub(super) fn open(root: &Path, file: FileId, how: Open) -> io::Result<File> {
     make_folder(root, file, how)?;
     OpenOptions::new()
         .read(true)
-        .write(true)
+        .write(how != Open::ReadOnly)
         .create(how == Open::Create)
         .truncate(false)
         .mode(FILE_MODE)

@@ -61,6 +61,8 @@ pub enum Folder {
 pub enum Open {
     /// It must exist.
     Existing,
+    /// It must exist, and is only read: writing to it fails.
+    ReadOnly,
     /// It is made when it does not exist; the name is durable after [`Runtime::sync_folder`].
     Create,
 }

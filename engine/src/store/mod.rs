@@ -9,6 +9,7 @@
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
 //! drivers append  overwrite  repair  reopen  import  clone  read  seal  life   one operation each
 //!         slots  zero_ahead  commit  checkpoint  recover  walk  format  open  scrub  disk
+//! tools   check  inspect  rebuild                what an operator looks at a disk with
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
@@ -19,6 +20,7 @@ mod batch;
 mod cache;
 #[cfg(test)]
 mod canary;
+pub mod check;
 mod checkpoint;
 mod clone;
 mod commit;
@@ -33,6 +35,7 @@ mod format;
 mod header;
 mod image;
 mod import;
+pub mod inspect;
 mod io;
 mod layout;
 mod life;
@@ -41,6 +44,7 @@ mod open;
 mod overwrite;
 mod page;
 mod read;
+pub mod rebuild;
 mod record;
 mod recover;
 mod reopen;
@@ -60,7 +64,7 @@ mod zero_ahead;
 pub use clone::{Lender, Lent};
 pub use error::{OpenError, StoreError};
 pub use import::Import;
-pub use open::{DiskLock, identity};
+pub use open::{DiskLock, identity, in_use};
 pub use overwrite::Edges;
 pub use page::DiskState;
 pub use recover::{Recovered, ShardSeed, recover};

@@ -17,10 +17,17 @@ use crate::runtime::{FileId, Folder, Open, Runtime};
 /// Names of the two copies of DISK.
 const DISK_NAMES: [&str; 2] = ["DISK.A", "DISK.B"];
 
+/// What is wrong when neither copy of DISK counts.
+pub(crate) const BOTH_BAD: &str = "both copies of DISK are unreadable";
+
+/// What to do then.
+pub(crate) const REBUILD: &str = "nothing was changed; `hercules disk rebuild --data-dir DIR` makes DISK anew from the journals \
+                       and slots and first shows what it found";
+
 /// Held by the process for as long as it uses the disk (rule R10: a lock on DISK.A, made if absent).
 #[derive(Debug)]
 pub struct DiskLock {
-    _file: File,
+    _file: Option<File>,
 }
 
 impl DiskLock {
@@ -60,16 +67,76 @@ impl DiskLock {
                 let what = format!("cannot open {shown}/{} for direct I/O: {error}", DISK_NAMES[0]);
                 OpenError::new(what, "use a folder on ext4 or XFS that this user may write")
             })?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
-                let what = format!("{shown} is in use by another process");
-                let error = OpenError::new(what, "stop that process, or choose another folder");
-                Err(OpenError { is_in_use: true, ..error })
+        lock(&file, root)?;
+        Ok(Self { _file: Some(file) })
+    }
+
+    /// As [`Self::acquire`] of a disk that is there already, for tools: makes nothing, and writes
+    /// nothing. A disk without DISK.A has no lock to hold.
+    ///
+    /// # Errors
+    ///
+    /// There is no disk, or a live process uses it.
+    pub fn of_existing(root: &Path) -> Result<Self, OpenError> {
+        let file = Self::file(root)?;
+        if let Some(file) = &file {
+            lock(file, root)?;
+        }
+        Ok(Self { _file: file })
+    }
+
+    /// DISK.A of a disk that is there, opened for its lock; `None` when it is missing.
+    fn file(root: &Path) -> Result<Option<File>, OpenError> {
+        match OpenOptions::new().read(true).open(root.join(DISK_NAMES[0])) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_disk = [DISK_NAMES[1], "journal", "slots"].iter().any(|name| root.join(name).exists());
+                if is_disk { Ok(None) } else { Err(no_disk(root)) }
             }
-            Err(error) => Err(OpenError::io("cannot lock the disk", &error.into())),
+            Err(error) => Err(unreadable(root, &error)),
         }
     }
+}
+
+/// Whether a live process uses the disk. Takes no lock that outlives the call.
+///
+/// # Errors
+///
+/// There is no disk, or DISK.A cannot be opened.
+pub fn in_use(root: &Path) -> Result<bool, OpenError> {
+    let file = match DiskLock::file(root)? {
+        Some(file) => file,
+        None => return Ok(false),
+    };
+    // Shared: two who look do not disturb each other.
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(error) if error == rustix::io::Errno::WOULDBLOCK => Ok(true),
+        Err(error) => Err(OpenError::io("cannot look at the lock of the disk", &error.into())),
+    }
+}
+
+fn lock(file: &File, root: &Path) -> Result<(), OpenError> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
+            let what = format!("{} is in use by another process", root.display());
+            let error = OpenError::new(what, "stop that process, or choose another folder");
+            Err(OpenError { is_in_use: true, ..error })
+        }
+        Err(error) => Err(OpenError::io("cannot lock the disk", &error.into())),
+    }
+}
+
+fn no_disk(root: &Path) -> OpenError {
+    let what =
+        format!("{} is not the disk of a chunkserver: it has no DISK.A, no journal and no slots", root.display());
+    OpenError::new(what, "name the folder that the server has as --data-dir")
+}
+
+fn unreadable(root: &Path, error: &io::Error) -> OpenError {
+    let what = format!("cannot open {}/{}: {error}", root.display(), DISK_NAMES[0]);
+    OpenError::new(what, "run it as the user of the server")
 }
 
 /// tmpfs, overlay and network file systems do not keep the promises of the format. `there` is the part
@@ -127,7 +194,7 @@ fn decode(page: Option<Box<Page>>) -> Result<Disk, Bad> {
 }
 
 /// What the two copies of DISK say; `None` when neither was ever written.
-fn choose(a: Result<Disk, Bad>, b: Result<Disk, Bad>) -> Result<Option<Picked<Disk>>, OpenError> {
+pub(crate) fn choose(a: Result<Disk, Bad>, b: Result<Disk, Bad>) -> Result<Option<Picked<Disk>>, OpenError> {
     refuse_other_formats([a.as_ref().err(), b.as_ref().err()], "disk")?;
     if let (Err(Bad::Blank), Err(Bad::Blank)) = (&a, &b) {
         return Ok(None);
@@ -139,8 +206,8 @@ fn choose(a: Result<Disk, Bad>, b: Result<Disk, Bad>) -> Result<Option<Picked<Di
         }
     }
     let both_bad = || {
-        let what = "both copies of DISK are unreadable: whose disk this is cannot be known";
-        OpenError::new(what, "nothing was changed; rebuild DISK from the journal and slot headers, or remove the disk")
+        let what = format!("{BOTH_BAD}: whose disk this is cannot be known");
+        OpenError::new(what, REBUILD)
     };
     pick(a, b).map(Some).ok_or_else(both_bad)
 }
@@ -188,7 +255,7 @@ pub(crate) async fn find_disk<R: Runtime>(io: &Io<R>, config: &DiskConfig) -> Re
     let Some(picked) = choose(a, b)? else {
         if io.rt.file_len(root, FileId::Slot(0)).await.map_err(failed)?.is_some() {
             let what = "DISK is missing, but there are slots: this is not a fresh disk";
-            return Err(OpenError::new(what, "put DISK.A or DISK.B back, or remove the whole disk"));
+            return Err(OpenError::new(what, REBUILD));
         }
         return Ok(DiskFound::Fresh);
     };

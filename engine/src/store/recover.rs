@@ -8,7 +8,7 @@ mod replay;
 mod scan;
 mod settle;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -67,6 +67,17 @@ pub struct Recovered {
     pub seeds: Vec<ShardSeed>,
     /// What was found.
     pub summary: RecoverySummary,
+    /// The same, slot by slot.
+    pub(crate) trace: Trace,
+}
+
+/// What recovery met in each slot: for tools that tell one chunk from another.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trace {
+    /// Both headers are bad.
+    pub(crate) lost: BTreeSet<u32>,
+    /// An operation, or a fill, was not complete: dropped.
+    pub(crate) incomplete: BTreeSet<u32>,
 }
 
 /// Formats a fresh disk or recovers one. One thread, before any shard serves, under a
@@ -108,6 +119,7 @@ pub async fn recover<R: Runtime>(rt: &R, config: &DiskConfig) -> Result<Recovere
         slots: BTreeMap::new(),
         folds: BTreeMap::new(),
         summary,
+        trace: Trace::default(),
     };
     let mut recovered = recovery.run(ring_bytes).await?;
     recovered.summary.took = rt.now().saturating_sub(started);
@@ -141,6 +153,7 @@ struct Recovery<'a, R: Runtime> {
     largest_lsn: u64,
     largest_boot: u64,
     summary: RecoverySummary,
+    trace: Trace,
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> OpenError {
@@ -215,6 +228,6 @@ impl<R: Runtime> Recovery<'_, R> {
                 }
             }
         }
-        Recovered { seeds, summary: std::mem::take(&mut self.summary) }
+        Recovered { seeds, summary: std::mem::take(&mut self.summary), trace: std::mem::take(&mut self.trace) }
     }
 }

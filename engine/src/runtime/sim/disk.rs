@@ -133,6 +133,7 @@ pub(super) enum Call {
 pub(super) struct Handle {
     pub(super) file: FileId,
     generation: u64,
+    read_only: bool,
 }
 
 /// What a call answers.
@@ -345,6 +346,11 @@ impl Disk {
         {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
+        if let Call::Write { file, .. } | Call::Preallocate { file, .. } = &call
+            && file.read_only
+        {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
         if let Some(Fault::Error(errno)) = fault {
             self.fail(call, errno, rng);
             return Err(io::Error::from_raw_os_error(errno));
@@ -403,7 +409,7 @@ impl Disk {
 
     fn open(&mut self, file: FileId, how: Open) -> io::Result<Handle> {
         if !self.files.contains_key(&file) {
-            if how == Open::Existing {
+            if how != Open::Create {
                 return Err(io::Error::from_raw_os_error(libc::ENOENT));
             }
             let folder = folder_of(file);
@@ -416,7 +422,7 @@ impl Disk {
             self.files.insert(file, Arc::new(File::default()));
             self.note(What::Name(file));
         }
-        Ok(Handle { file, generation: self.generation })
+        Ok(Handle { file, generation: self.generation, read_only: how == Open::ReadOnly })
     }
 
     fn write(&mut self, file: FileId, offset: u64, pages: Vec<Arc<Page>>, fault: Option<Fault>) -> io::Result<usize> {

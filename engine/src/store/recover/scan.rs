@@ -86,6 +86,7 @@ impl<R: Runtime> Recovery<'_, R> {
         for (number, slot) in (0..self.disk.slots).zip(read) {
             let Some((held, common, healed)) = slot else {
                 self.summary.lost_slots += 1;
+                self.trace.lost.insert(number);
                 tracing::error!(slot = number, "both headers of a slot are bad: kept out of use");
                 continue;
             };

@@ -16,7 +16,10 @@ impl<R: Runtime> Recovery<'_, R> {
     pub(super) async fn write_slots(&mut self) -> Result<(), OpenError> {
         let (boot_gen, base) = (self.largest_boot + 1, self.largest_lsn);
         let mut folds = std::mem::take(&mut self.folds);
-        for fold in folds.values_mut() {
+        for (slot, fold) in &mut folds {
+            if matches!(&fold.held, Held::Chunk(replica) if replica.held_lsn().is_some()) {
+                self.trace.incomplete.insert(*slot);
+            }
             fold.restart();
             self.summary.records_replayed += fold.applied;
         }

@@ -1,5 +1,6 @@
 //! The store on a simulated disk: what it promises, said as tests.
 
+mod check;
 mod clone;
 mod costs;
 mod crash;
