@@ -17,7 +17,7 @@
 mod append;
 mod batch;
 mod cache;
-#[cfg(test)]
+#[cfg(any(test, feature = "canary"))]
 mod canary;
 mod checkpoint;
 mod commit;

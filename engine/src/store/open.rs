@@ -33,8 +33,7 @@ impl DiskLock {
     pub fn acquire(root: &Path) -> Result<Self, OpenError> {
         let shown = root.display();
         // Before anything is made: a refusal leaves nothing behind.
-        let there = root.ancestors().find(|folder| folder.exists()).unwrap_or(root);
-        refuse_file_system(if there.as_os_str().is_empty() { Path::new(".") } else { there }, root)?;
+        refuse_file_system(nearest(root), root)?;
         let folders = [root.to_path_buf(), root.join("journal"), root.join("slots")];
         for folder in &folders {
             fs::create_dir_all(folder).map_err(|error| {
@@ -68,6 +67,15 @@ impl DiskLock {
             )),
             Err(error) => Err(OpenError::io("cannot lock the disk", &error.into())),
         }
+    }
+}
+
+/// The part of a path that exists.
+fn nearest(root: &Path) -> &Path {
+    let here = |folder: &&Path| folder.as_os_str().is_empty();
+    match root.ancestors().find(|folder| here(folder) || folder.exists()) {
+        Some(folder) if !here(&folder) => folder,
+        _ => Path::new("."),
     }
 }
 
@@ -224,6 +232,13 @@ mod tests {
     use super::*;
     use crate::store::page::Common;
     use wire::{ClusterId, ServerId};
+
+    #[test]
+    fn a_folder_that_is_not_there_yet_is_judged_by_the_one_that_will_hold_it() {
+        assert_eq!(nearest(Path::new("not-here")), Path::new("."));
+        assert_eq!(nearest(Path::new("src/not-here/nor-this")), Path::new("src"));
+        assert_eq!(nearest(Path::new("/not-here")), Path::new("/"));
+    }
 
     fn disk() -> Disk {
         Disk {

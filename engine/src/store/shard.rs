@@ -76,7 +76,7 @@ pub(crate) struct Inner<R: Runtime> {
     /// Held during a checkpoint.
     pub(crate) checkpoints: Mutex<()>,
     pub(crate) stopping: Cell<bool>,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "canary"))]
     pub(crate) canary: Cell<super::canary::Canary>,
 }
 
@@ -214,7 +214,7 @@ impl<R: Runtime> Store<R> {
             making_slots: Mutex::default(),
             checkpoints: Mutex::default(),
             stopping: Cell::new(false),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "canary"))]
             canary: Cell::default(),
         };
         let store = Self { inner: Rc::new(inner) };
