@@ -6,13 +6,15 @@ use std::thread::JoinHandle;
 
 use engine::runtime::Runtime;
 use engine::runtime::shard::{ShardConfig, Spawn};
-use engine::store::{DiskConfig, DiskLock, OpenError, Recovered, Store, StoreError, Upto, recover};
-use wire::checksum::matches;
-use wire::{ChunkHandle, ClusterId, ServerId, Term};
+use engine::store::{CreateArgs, DiskConfig, DiskLock, Entry, OpenError, Recovered, Store, StoreError, Upto, recover};
+use wire::checksum::{block_crcs, matches};
+use wire::{ChunkHandle, ClusterId, Epoch, InodeId, OpId, Seq, ServerId, StreamId, Term};
 
 use crate::options::Options;
 
 pub(crate) const TERM: Term = Term(1);
+pub(crate) const STREAM: StreamId = StreamId([3; 16]);
+pub(crate) const BLOCK: usize = 4096;
 const MEMORY: usize = 32 << 20;
 
 /// Starts work on a shard; what it gives is sent back.
@@ -50,6 +52,48 @@ fn config(root: &Path, shards: u32, ring_bytes: u64) -> DiskConfig {
     }
 }
 
+pub(crate) fn create_args(chunk: ChunkHandle) -> CreateArgs {
+    CreateArgs {
+        term: TERM,
+        chunk,
+        epoch: Epoch(1),
+        members: vec![ServerId(1), ServerId(2)],
+        my_position: 0,
+        prev: ChunkHandle::NONE,
+        file: InodeId(9),
+        dedup: Vec::new(),
+    }
+}
+
+/// The next operation of an open chunk, of one part.
+pub(crate) fn entry<R: Runtime>(store: &Store<R>, chunk: ChunkHandle, bytes: &[u8]) -> Entry {
+    let view = store.view(chunk).unwrap();
+    let len = u32::try_from(bytes.len()).unwrap();
+    Entry {
+        chunk,
+        epoch: Epoch(1),
+        seq: Seq(view.last_seq.0 + 1),
+        id: OpId { stream: STREAM, op: view.last_seq.0 + 1 },
+        first_unacked: view.last_seq.0 + 1,
+        op_off: view.len,
+        op_len: len,
+        offset: view.len,
+        length: len,
+        part: 0,
+        parts: 1,
+        committed_seq: view.committed_seq,
+        crcs: block_crcs(bytes),
+    }
+}
+
+/// A buffer of whole blocks; what lies behind the bytes is not zero.
+pub(crate) async fn payload<R: Runtime>(rt: &R, bytes: &[u8]) -> R::Buf {
+    let mut buf = rt.alloc(bytes.len().next_multiple_of(BLOCK)).await;
+    buf.as_mut().fill(0xEE);
+    buf.as_mut()[..bytes.len()].copy_from_slice(bytes);
+    rt.freeze(buf)
+}
+
 /// Bytes of one read.
 const READ: u32 = 512 << 10;
 
@@ -59,7 +103,8 @@ pub(crate) async fn read_all<R: Runtime>(store: &Store<R>, chunk: u64) -> Result
     loop {
         let at = u32::try_from(all.len()).unwrap();
         let len = READ.min((64 << 20) - at);
-        let blocks = store.read(ChunkHandle(chunk), at, len, Upto::Durable).await.map_err(|error| (all.len(), error))?;
+        let blocks =
+            store.read(ChunkHandle(chunk), at, len, Upto::Durable).await.map_err(|error| (all.len(), error))?;
         if blocks.len == 0 {
             return Ok(all);
         }

@@ -1,8 +1,8 @@
 //! The log of a run: per chunk, the states that its operations lead to, and which was acknowledged.
 //!
-//! One line per fact, in order. Every line carries the position of the device's record at that
-//! moment: the number of writes and flushes recorded up to the last completed flush. What a line
-//! claims must hold in every state that a power cut at or after this position leaves.
+//! One line per fact, in order. Every line carries the number of writes and flushes that were recorded of
+//! the device below, read when the fact was one already: what a line claims was made durable by a flush
+//! among those.
 //!
 //! ```text
 //! issue   POSITION CHUNK NUMBER KIND STATE EPOCH PROMISED LAST_SEQ CLOSED FILLED PIECE_SEED PIECE_LEN
@@ -64,8 +64,15 @@ pub(crate) struct Snap {
 }
 
 impl Snap {
-    pub(crate) const ABSENT: Self =
-        Self { life: Life::Absent, epoch: 0, promised: 0, last_seq: 0, closed: false, filled: false, pieces: Vec::new() };
+    pub(crate) const ABSENT: Self = Self {
+        life: Life::Absent,
+        epoch: 0,
+        promised: 0,
+        last_seq: 0,
+        closed: false,
+        filled: false,
+        pieces: Vec::new(),
+    };
 
     pub(crate) fn len(&self) -> u32 {
         self.pieces.iter().map(|piece| piece.len).sum()
@@ -171,7 +178,7 @@ impl Log {
     }
 
     /// Entries in the record of the device: the third word of its first sector, which is rewritten
-    /// with every flush before the flush is answered.
+    /// with every entry before the write or flush is answered.
     fn position(&self) -> u64 {
         let mut count = [0; 8];
         if let Some(file) = &self.position {

@@ -15,6 +15,7 @@ usage: store_driver run|check|full --root DIR [flags]
   --ring-bytes N     log area of a journal that is made (524288)
   --runtime NAME     glommio, monoio, monoio-epoll
   --position FILE    run: record of the device below; its entries are counted with every line
+  --leave            run: end without a stop in order, once the journal is idle
   --until N          check: only lines of the log up to this position (all)
   --lenient          check: damage may be reported instead of served; a wrong byte may not be served
   --ballast FILE     full: removed when the disk is full
@@ -40,6 +41,7 @@ pub(crate) struct Options {
     pub(crate) ring_bytes: u64,
     pub(crate) backend: Backend,
     pub(crate) position: Option<PathBuf>,
+    pub(crate) leave: bool,
     pub(crate) until: u64,
     pub(crate) lenient: bool,
     pub(crate) ballast: Option<PathBuf>,
@@ -66,14 +68,19 @@ impl Options {
             ring_bytes: 512 << 10,
             backend: Backend::default(),
             position: None,
+            leave: false,
             until: u64::MAX,
             lenient: false,
             ballast: None,
             canary: None,
         };
         while let Some(flag) = args.next() {
-            if flag == "--lenient" {
-                options.lenient = true;
+            match flag.as_str() {
+                "--lenient" => options.lenient = true,
+                "--leave" => options.leave = true,
+                _ => {}
+            }
+            if ["--lenient", "--leave"].contains(&flag.as_str()) {
                 continue;
             }
             let value = args.next().ok_or_else(|| format!("{flag} wants a value"))?;

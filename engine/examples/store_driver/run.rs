@@ -113,7 +113,8 @@ async fn on_shard<R: Runtime>(rt: R, shard: u32, seed: ShardSeed, shift: Arc<Shi
     let mut answered_after = Vec::new();
     if matches!(fault, Some(StoreError::Fenced(_))) {
         answered_after = answers(&store).await;
-    } else if fault.is_none() {
+    } else if fault.is_none() && !shift.options.leave {
+        // Otherwise the shard waits for its tasks, the last of which marks the journal as flushed.
         store.shutdown().await;
     }
     Done {

@@ -9,17 +9,15 @@ use std::time::Duration;
 
 use engine::runtime::Runtime;
 use engine::runtime::sim::Rng;
-use engine::store::{CreateArgs, Entry, Store, StoreError};
+use engine::store::{Entry, Store, StoreError};
 use tokio::sync::oneshot;
 use wire::checksum::block_crcs;
-use wire::{ChunkHandle, Epoch, InodeId, OpId, Seq, ServerId, StreamId};
+use wire::{ChunkHandle, Epoch, OpId, Seq};
 
-use crate::disk::{TERM, read_all};
+use crate::disk::{BLOCK, STREAM, TERM, create_args, entry, payload, read_all};
 use crate::history::{Life, Log, Piece, Snap};
 
-const STREAM: StreamId = StreamId([3; 16]);
 const AUTHORITY: u64 = 5;
-const BLOCK: usize = 4096;
 /// Content after which a chunk is sealed.
 const LEN_MAX: u32 = 3 << 20;
 /// Until a journal that was full has room again.
@@ -166,22 +164,9 @@ impl<R: Runtime> Worker<R> {
             self.chunk = self.common.handles.borrow_mut().next().unwrap();
             (self.number, self.restarted) = (0, false);
         }
-        let args = CreateArgs {
-            term: TERM,
-            chunk: self.handle(),
-            epoch: Epoch(1),
-            members: vec![ServerId(1), ServerId(2)],
-            my_position: 0,
-            prev: ChunkHandle::NONE,
-            file: InodeId(9),
-            dedup: Vec::new(),
-        };
+        let handle = self.handle();
         let next = Snap { life: Life::Open, epoch: 1, promised: 1, ..Snap::ABSENT };
-        self.issue("create", next, None, |store| {
-            let args = args.clone();
-            async move { store.create(args).await }
-        })
-        .await
+        self.issue("create", next, None, |store| async move { store.create(create_args(handle)).await }).await
     }
 
     fn size(&mut self) -> u32 {
@@ -193,14 +178,6 @@ impl<R: Runtime> Worker<R> {
             _ => 1 + self.rng.below(9000),
         };
         u32::try_from(size.min(self.size_max)).unwrap()
-    }
-
-    /// A buffer of whole blocks; what lies behind the bytes is not zero.
-    async fn payload(&self, bytes: &[u8]) -> R::Buf {
-        let mut buf = self.rt.alloc(bytes.len().next_multiple_of(BLOCK)).await;
-        buf.as_mut().fill(0xEE);
-        buf.as_mut()[..bytes.len()].copy_from_slice(bytes);
-        self.rt.freeze(buf)
     }
 
     /// Parts are accepted one after the other; the answer is waited for by a task.
@@ -218,21 +195,17 @@ impl<R: Runtime> Worker<R> {
             let seq = self.now.last_seq + 1 + u64::from(part);
             let id = OpId { stream: STREAM, op: self.now.last_seq + 1 };
             let entry = Entry {
-                chunk: self.handle(),
-                epoch: Epoch(1),
                 seq: Seq(seq),
                 id,
                 first_unacked: id.op,
                 op_off: off,
                 op_len: piece.len,
                 offset: off + at,
-                length: size,
                 part,
                 parts,
-                committed_seq: self.store.view(self.handle()).unwrap().committed_seq,
-                crcs: block_crcs(bytes),
+                ..entry(&self.store, self.handle(), bytes)
             };
-            let buf = self.payload(bytes).await;
+            let buf = payload(&self.rt, bytes).await;
             let mut tries = 0;
             let done = loop {
                 match self.store.append(&entry, buf.clone()) {
@@ -311,10 +284,8 @@ impl<R: Runtime> Worker<R> {
         let mut next = self.now.clone();
         next.promised = next.promised.max(next.epoch) + 1;
         let (handle, epoch) = (self.handle(), Epoch(next.promised));
-        self.issue("prepare", next, None, |store| async move {
-            store.prepare(TERM, handle, epoch).await.map(drop)
-        })
-        .await
+        self.issue("prepare", next, None, |store| async move { store.prepare(TERM, handle, epoch).await.map(drop) })
+            .await
     }
 
     /// Sometimes with more content, as a member that another is ahead of.
@@ -332,7 +303,7 @@ impl<R: Runtime> Worker<R> {
             let mut tries = 0;
             while at < content.len() {
                 let bytes = &content[at..content.len().min(at + 16 * BLOCK)];
-                let buf = self.payload(bytes).await;
+                let buf = payload(&self.rt, bytes).await;
                 let offset = u32::try_from(at).unwrap();
                 let len = u32::try_from(bytes.len()).unwrap();
                 match self.store.fill(handle, epoch, offset, len, block_crcs(bytes), buf).await {
