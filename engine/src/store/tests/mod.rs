@@ -5,5 +5,6 @@ mod crash;
 mod faults;
 mod model;
 mod rig;
+mod rot;
 mod smoke;
 mod workload;
