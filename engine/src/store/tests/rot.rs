@@ -229,9 +229,17 @@ impl Specimen {
             Damage::Both => {
                 garbage(&mut new, rng);
                 other = beside(structure, place);
-                let mut theirs = page(&disk, other);
-                garbage(&mut theirs, rng);
-                put(&disk, other, theirs.as_slice());
+                // The last record proves that those before it were flushed. Without it and one of them
+                // there is a torn end like any other: the peers know, this disk cannot.
+                let proof = self.places[&Structure::LastRecord][0];
+                if [place, other].contains(&proof) {
+                    other = place;
+                }
+                if other != place {
+                    let mut theirs = page(&disk, other);
+                    garbage(&mut theirs, rng);
+                    put(&disk, other, theirs.as_slice());
+                }
             }
             Damage::Zero if rng.once_in(2) => new.fill(0),
             Damage::Zero => {
