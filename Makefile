@@ -61,7 +61,7 @@ bench: release ## measure a temporary cluster on this machine: put, get, append,
 power-cut: store-driver ## cut the power under the chunk store on real file systems (FS="ext4 xfs" STATES=1000)
 	@set -e; for fs in $(FS); do \
 	  $(PYTHON) engine/real-disks/power_cut.py $(STORE_DRIVER) --fs $$fs --states $(STATES) $(REAL_DISKS); \
-	  $(PYTHON) engine/real-disks/power_cut.py $(STORE_DRIVER) --fs $$fs --states 25 --canary skip_the_slot_sync; \
+	  $(PYTHON) engine/real-disks/power_cut.py $(STORE_DRIVER) --fs $$fs --states 25 --canary D7; \
 	done
 
 disk-faults: store-driver ## break, fill and rot disks under the chunk store (FS="ext4 xfs")

@@ -106,7 +106,7 @@ class Bench:
 
     def command(self, mode, *flags):
         log = [] if mode == "full" else ["--log", self.answers]
-        return [self.options.driver, mode, "--root", self.root, *log, "--seed", str(self.options.seed), *flags]
+        return [*disks.WITH_US, self.options.driver, mode, "--root", self.root, *log, "--seed", str(self.options.seed), *flags]
 
     def drive(self, mode, *flags, status, says=""):
         """Runs the driver; its line, when status and words are as they should be."""
@@ -290,7 +290,7 @@ def shut_down(bench):
     return said
 
 
-# Where damage is put: (name, file, offset, length, how many copies).
+# Where things lie: the log area of a journal, the two halves of a slot's trailer.
 RING_LOG = 2 * 4096
 HALVES = (0x0400_0000, 0x0401_8000)
 

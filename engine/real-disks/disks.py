@@ -1,7 +1,7 @@
 """Disks made of files: formatted, mounted, recorded, made to fail. Everything is gone when the process is.
 
 All mounts are in a mount namespace of this process (`own_namespace`), loop devices detach themselves with
-their last mount, and the storage daemon dies with its parent: also `kill -9` leaves nothing behind.
+their last mount, and what was started dies with its parent: `kill -9` leaves an empty folder behind.
 """
 import json
 import os
@@ -106,6 +106,10 @@ def umount(folder):
     raise RuntimeError(f"umount {folder}: {done.stderr.strip()}")
 
 
+# Ends with whoever started it, however that ends.
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
 class Daemon:
     """An image behind qemu-storage-daemon, shown as the file `disk`."""
 
@@ -115,7 +119,7 @@ class Daemon:
         self.output = open(os.path.join(folder, "daemon.out"), "w+")
         open(self.disk, "w").close()
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "qemu-storage-daemon",
+            [*WITH_US, "qemu-storage-daemon",
              "--chardev", f"socket,id=control,path={self.control},server=on,wait=off",
              "--monitor", "chardev=control",
              "--blockdev", f"driver=file,node-name=file,filename={image}",

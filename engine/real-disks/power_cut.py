@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Cuts the power under the chunk store on a real ext4 or XFS, at many moments, and looks what is left.
 
-    power_cut.py DRIVER --fs ext4|xfs [--states N] [--seed N] [--canary NAME] [--install]
+    power_cut.py DRIVER --fs ext4|xfs [--states N] [--seed N] [--canary NUMBER] [--install]
 
     DRIVER          the program store_driver of the crate engine, built with the feature `canary`
     --states N      states to look at (40)
     --seed N        of workload and states (1)
-    --canary NAME   plant this bug; the run then fails unless bytes are found lost
+    --canary D7     plant this bug; the run then fails unless bytes are found lost
     --install       get missing tools with apt-get
 
 Record: the store works on the file system, whose disk is a loop device over qemu-storage-daemon, which
@@ -107,7 +107,7 @@ class Recording:
         self.answers = os.path.join(folder, "answers")
         self.mount = os.path.join(folder, "mnt")
         log = os.path.join(folder, "log")
-        self.driver = [options.driver]
+        self.driver = [*disks.WITH_US, options.driver]
         rng = random.Random(seed)
 
         # A formatted disk, before the record begins.

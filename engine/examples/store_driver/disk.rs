@@ -37,8 +37,22 @@ pub(crate) fn start<R: Spawn, T: Send + 'static, W: Future<Output = T> + 'static
 pub(crate) fn open<R: Spawn>(options: &Options) -> Result<(DiskLock, Recovered), OpenError> {
     let lock = DiskLock::acquire(&options.root)?;
     let config = config(&options.root, options.shards, options.ring_bytes);
-    let recovered = start::<R, _, _>(0, move |rt| async move { recover(&rt, &config).await })()?;
+    let bugs = options.clone();
+    let recovered = start::<R, _, _>(0, move |rt| async move {
+        plant(&bugs);
+        recover(&rt, &config).await
+    })()?;
     Ok((lock, recovered))
+}
+
+/// Plants what was asked for in this thread.
+pub(crate) fn plant(options: &Options) {
+    #[cfg(feature = "canary")]
+    if let Some(number) = &options.canary {
+        assert!(engine::store::plant(number), "there is no canary {number}");
+    }
+    #[cfg(not(feature = "canary"))]
+    assert!(options.canary.is_none(), "this build has no canaries");
 }
 
 fn config(root: &Path, shards: u32, ring_bytes: u64) -> DiskConfig {

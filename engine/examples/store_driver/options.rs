@@ -19,7 +19,7 @@ usage: store_driver run|check|full --root DIR [flags]
   --until N          check: only lines of the log up to this position (all)
   --lenient          check: damage may be reported instead of served; a wrong byte may not be served
   --ballast FILE     full: removed when the disk is full
-  --canary NAME      plant a bug (needs the feature `canary`)";
+  --canary NUMBER    plant a bug, such as D7 (needs the feature `canary`)";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {

@@ -14,7 +14,7 @@ use wire::{ChunkHandle, Epoch};
 
 use crate::Verdict;
 use crate::check::{Seen, found, is_of, see};
-use crate::disk::{TERM, open, start};
+use crate::disk::{TERM, open, plant, start};
 use crate::history::{Histories, Life, Log, Snap};
 use crate::options::Options;
 use crate::worker::{Common, Worker};
@@ -92,11 +92,8 @@ fn verdict(shards: Vec<Done>, log: &Path) -> Verdict {
 }
 
 async fn on_shard<R: Runtime>(rt: R, shard: u32, seed: ShardSeed, shift: Arc<Shift>) -> Done {
+    plant(&shift.options);
     let store = Store::start(rt.clone(), seed).await.unwrap();
-    #[cfg(feature = "canary")]
-    if let Some(name) = &shift.options.canary {
-        assert!(store.plant(name), "there is no canary {name}");
-    }
     let before = see(&store).await;
     shift.seen.lock().unwrap().extend(before);
     // Chunks move between shards from life to life: whoever writes the log knows all of them.
@@ -106,6 +103,7 @@ async fn on_shard<R: Runtime>(rt: R, shard: u32, seed: ShardSeed, shift: Arc<Shi
         handles: RefCell::new(handles(&shift, shard)),
         fault: RefCell::default(),
         acks: Cell::new(0),
+        settled: Cell::new(false),
         acks_after: Cell::new(0),
     });
     let outcome = work(&rt, &store, shard, &shift, &common).await;

@@ -33,19 +33,36 @@ pub(crate) struct Common {
     /// First error of the disk.
     pub(crate) fault: RefCell<Option<StoreError>>,
     pub(crate) acks: Cell<u64>,
-    /// Answers after the first error.
+    /// Everybody who was answered before the first error has had time to hear it.
+    pub(crate) settled: Cell<bool>,
+    /// Answers after that.
     pub(crate) acks_after: Cell<u64>,
 }
 
+/// Turns of all tasks that an answer takes to be heard, and more.
+const TURNS: u32 = 4;
+
 impl Common {
     fn acked(&self, chunk: u64, number: usize) {
-        let count = if self.fault.borrow().is_some() { &self.acks_after } else { &self.acks };
+        let count = if self.settled.get() { &self.acks_after } else { &self.acks };
         count.set(count.get() + 1);
         self.log.acked(chunk, number);
     }
 
-    fn failed(&self, error: StoreError) {
-        self.fault.borrow_mut().get_or_insert(error);
+    /// From here on nothing may be acknowledged. An answer is heard a turn after it was given, so the
+    /// error of one worker can be heard before the answers of a group that was durable before it.
+    fn failed<R: Runtime>(self: &Rc<Self>, rt: &R, error: StoreError) {
+        if self.fault.borrow().is_some() {
+            return;
+        }
+        *self.fault.borrow_mut() = Some(error);
+        let (common, turns) = (Rc::clone(self), rt.clone());
+        rt.spawn(async move {
+            for _ in 0..TURNS {
+                turns.yield_now().await;
+            }
+            common.settled.set(true);
+        });
     }
 }
 
@@ -148,12 +165,12 @@ impl<R: Runtime> Worker<R> {
             }
             Err(StoreError::NoSpace) => {
                 self.common.log.refused(self.chunk, number);
-                self.common.failed(StoreError::NoSpace);
+                self.common.failed(&self.rt, StoreError::NoSpace);
                 Err(Over)
             }
             // Unknown, not refused.
             Err(error) => {
-                self.common.failed(error);
+                self.common.failed(&self.rt, error);
                 Err(Over)
             }
         }
@@ -186,7 +203,7 @@ impl<R: Runtime> Worker<R> {
         let piece = Piece { seed: self.rng.next(), len: sizes.iter().sum() };
         let (data, off) = (piece.bytes(), self.now.len());
         if let Err(error) = self.store.reserve(self.handle(), off + piece.len).await {
-            self.common.failed(error);
+            self.common.failed(&self.rt, error);
             return Err(Over);
         }
         let mut at = 0;
@@ -213,7 +230,7 @@ impl<R: Runtime> Worker<R> {
                     // The journal was so full that the incomplete operation was dropped.
                     Err(StoreError::NotNext) if tries > 0 && part > 0 => return Ok(()),
                     Err(error) => {
-                        self.common.failed(error);
+                        self.common.failed(&self.rt, error);
                         return Err(Over);
                     }
                     Ok(done) => break done,
@@ -239,10 +256,11 @@ impl<R: Runtime> Worker<R> {
     async fn answer(&mut self, done: impl Future<Output = Result<(), StoreError>> + 'static) {
         let (sender, answered) = oneshot::channel();
         let (common, chunk, number) = (Rc::clone(&self.common), self.chunk, self.number);
+        let rt = self.rt.clone();
         self.rt.spawn(async move {
             match done.await {
                 Ok(()) => common.acked(chunk, number),
-                Err(error) => common.failed(error),
+                Err(error) => common.failed(&rt, error),
             }
             // The worker may be gone.
             let _ = sender.send(());
@@ -261,7 +279,7 @@ impl<R: Runtime> Worker<R> {
                 Ok(())
             }
             Err((_, error)) => {
-                self.common.failed(error);
+                self.common.failed(&self.rt, error);
                 Err(Over)
             }
         }
@@ -315,7 +333,7 @@ impl<R: Runtime> Worker<R> {
                         self.rt.sleep(PAUSE).await;
                     }
                     Err(error) => {
-                        self.common.failed(error);
+                        self.common.failed(&self.rt, error);
                         return Err(Over);
                     }
                 }
@@ -337,7 +355,7 @@ impl<R: Runtime> Worker<R> {
                 Ok(())
             }
             Err(error) => {
-                self.common.failed(error);
+                self.common.failed(&self.rt, error);
                 Err(Over)
             }
         }

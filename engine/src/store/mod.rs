@@ -49,6 +49,8 @@ mod tests;
 mod types;
 mod walk;
 
+#[cfg(feature = "canary")]
+pub use canary::plant;
 pub use error::{OpenError, StoreError};
 pub use open::{DiskLock, identity};
 pub use recover::{Recovered, ShardSeed, recover};

@@ -215,7 +215,7 @@ impl<R: Runtime> Store<R> {
             checkpoints: Mutex::default(),
             stopping: Cell::new(false),
             #[cfg(any(test, feature = "canary"))]
-            canary: Cell::default(),
+            canary: Cell::new(super::canary::planted()),
         };
         let store = Self { inner: Rc::new(inner) };
         store.inner.keep_slots_ready();
