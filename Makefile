@@ -14,11 +14,16 @@ HERCULES := $(TARGET_DIR)/release/hercules
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 # Flags of `hercules dev`, such as DEV="--chunkservers 5".
 DEV ?=
+# Of the tests that cut the power: file systems, and how many states of each to look at.
+FS ?= ext4 xfs
+STATES ?= 1000
+# Flags of both tests on real disks, such as REAL_DISKS="--seed 7".
+REAL_DISKS ?=
 # Flags of every `hercules bench`, such as BENCH="--count 64".
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test verify fix bench bench-engine release tools
+.PHONY: help run test verify fix bench bench-engine power-cut disk-faults store-driver release tools
 
 help: ## this list
 	@echo "Usage: make TARGET"
@@ -32,6 +37,8 @@ run: release ## start master, three chunkservers and gateway here; Ctrl-C stops 
 
 test: tools ## run every test
 	$(CARGO) test --workspace --locked $(CARGO_FLAGS)
+	@$(MAKE) power-cut STATES=25
+	@$(MAKE) disk-faults
 	@docker/test/compose.sh
 
 verify: tools ## check format, lints, documentation, dependencies and layers
@@ -55,6 +62,22 @@ bench-engine: tools ## measure the chunk store beside fio and a bare io_uring lo
 	@command -v fio >/dev/null || echo "fio is not installed: its column stays empty (apt-get install fio)" >&2
 	$(CARGO) build --profile bench-engine --locked -p benches --bin bench-engine $(CARGO_FLAGS)
 	@$(TARGET_DIR)/bench-engine/bench-engine --dir $(TARGET_DIR) --out $(TARGET_DIR)/bench $(BENCH)
+
+power-cut: store-driver ## cut the power under the chunk store on real file systems (FS="ext4 xfs" STATES=1000)
+	@set -e; for fs in $(FS); do \
+	  $(PYTHON) engine/real-disks/power_cut.py $(STORE_DRIVER) --fs $$fs --states $(STATES) $(REAL_DISKS); \
+	  $(PYTHON) engine/real-disks/power_cut.py $(STORE_DRIVER) --fs $$fs --states 25 --canary D7; \
+	done
+
+disk-faults: store-driver ## break, fill and rot disks under the chunk store (FS="ext4 xfs")
+	@$(PYTHON) engine/real-disks/disk_faults.py $(STORE_DRIVER) --fs $(FS) $(REAL_DISKS)
+
+STORE_DRIVER := $(TARGET_DIR)/debug/examples/store_driver
+# Where there is no Python: says so, and is content.
+PYTHON := $(shell command -v python3 || echo "echo SKIPPED: no python3 for")
+
+store-driver: tools
+	@$(CARGO) build -q -p engine --example store_driver --features canary --locked $(CARGO_FLAGS)
 
 release: tools ## build the optimised binary
 	HERCULES_COMMIT=$(COMMIT) $(CARGO) build --release --locked -p cli $(CARGO_FLAGS)

@@ -11,8 +11,7 @@ use wire::member::ReplicaState;
 use super::fsck::Tally;
 
 /// What to do about damage.
-const REMEDY: &str =
-    "  remedy: start the server and run `hercules scrub`: it heals bad copies of roots and fetches bad
+const REMEDY: &str = "  remedy: start the server and run `hercules scrub`: it heals bad copies of roots and fetches bad
           blocks from other replicas; `hercules stat --chunks FILE` compares the replicas of a file";
 
 /// The disk but for its slots.
@@ -262,8 +261,8 @@ mod tests {
         tally.add(&SlotReport { slot: 5, lost: true, chunk: None, problems: Vec::new() });
         let text = "slots: 2 ok, 1 damaged blocks, 1 lost slot; 2 hold chunks, 1 are free
 DAMAGED: 3 blocks do not verify, 0 problems outside of slots
-  remedy: start the server: it heals bad copies of roots, and readers get bad blocks from other replicas;
-          `hercules stat --chunks FILE` compares the replicas of a file";
+  remedy: start the server and run `hercules scrub`: it heals bad copies of roots and fetches bad
+          blocks from other replicas; `hercules stat --chunks FILE` compares the replicas of a file";
         assert_eq!(summary(&tally), text);
         let mut clean = Tally::default();
         clean.add(&SlotReport { problems: vec![Problem::TornEnd], ..report() });

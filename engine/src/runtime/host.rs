@@ -88,14 +88,19 @@ pub(super) fn space(root: &Path) -> io::Result<DiskSpace> {
 #[repr(C, align(4096))]
 pub(crate) struct AlignedPage(pub(crate) [u8; super::pool::PAGE]);
 
-/// The device under `root`, whether its queue is polled for completions, and a file on it, without a
-/// name, that holds one written block.
+/// The device under `root`, whether its queue is polled for completions, and a file on it that holds
+/// one written block: one without a name, or DISK.A where a full disk has no room for another.
 pub(super) fn device(root: &Path) -> io::Result<(u64, bool, File)> {
     let device = fs::metadata(root)?.dev();
+    let written = scratch(root).or_else(|full| open(root, FileId::DiskA, Open::Existing).map_err(|_| full))?;
+    Ok((device, queue_setting(device, "io_poll").as_deref() == Some("1"), written))
+}
+
+fn scratch(root: &Path) -> io::Result<File> {
     let flags = libc::O_TMPFILE | libc::O_DIRECT;
     let mut scratch = OpenOptions::new().read(true).write(true).mode(FILE_MODE).custom_flags(flags).open(root)?;
     scratch.write_all(&AlignedPage([0; super::pool::PAGE]).0)?;
-    Ok((device, queue_setting(device, "io_poll").as_deref() == Some("1"), scratch))
+    Ok(scratch)
 }
 
 /// A setting of the queue of a block device (`/sys/block/*/queue/`), `None` when there is none.

@@ -18,7 +18,7 @@
 mod append;
 mod batch;
 mod cache;
-#[cfg(test)]
+#[cfg(any(test, feature = "canary"))]
 mod canary;
 pub mod check;
 mod checkpoint;
@@ -61,6 +61,8 @@ mod types;
 mod walk;
 mod zero_ahead;
 
+#[cfg(feature = "canary")]
+pub use canary::plant;
 pub use clone::{Lender, Lent};
 pub use error::{OpenError, StoreError};
 pub use import::Import;

@@ -40,8 +40,7 @@ impl DiskLock {
     pub fn acquire(root: &Path) -> Result<Self, OpenError> {
         let shown = root.display();
         // Before anything is made: a refusal leaves nothing behind.
-        let there = root.ancestors().find(|folder| folder.exists()).unwrap_or(root);
-        refuse_file_system(if there.as_os_str().is_empty() { Path::new(".") } else { there }, root)?;
+        refuse_file_system(nearest(root), root)?;
         let folders = [root.to_path_buf(), root.join("journal"), root.join("slots")];
         for folder in &folders {
             fs::create_dir_all(folder).map_err(|error| {
@@ -137,6 +136,15 @@ fn no_disk(root: &Path) -> OpenError {
 fn unreadable(root: &Path, error: &io::Error) -> OpenError {
     let what = format!("cannot open {}/{}: {error}", root.display(), DISK_NAMES[0]);
     OpenError::new(what, "run it as the user of the server")
+}
+
+/// The part of a path that exists.
+fn nearest(root: &Path) -> &Path {
+    let here = |folder: &&Path| folder.as_os_str().is_empty();
+    match root.ancestors().find(|folder| here(folder) || folder.exists()) {
+        Some(folder) if !here(&folder) => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// tmpfs, overlay and network file systems do not keep the promises of the format. `there` is the part
@@ -292,6 +300,13 @@ mod tests {
     use super::*;
     use crate::store::page::Common;
     use wire::{ClusterId, ServerId};
+
+    #[test]
+    fn a_folder_that_is_not_there_yet_is_judged_by_the_one_that_will_hold_it() {
+        assert_eq!(nearest(Path::new("not-here")), Path::new("."));
+        assert_eq!(nearest(Path::new("src/not-here/nor-this")), Path::new("src"));
+        assert_eq!(nearest(Path::new("/not-here")), Path::new("/"));
+    }
 
     fn disk() -> Disk {
         Disk {

@@ -81,7 +81,7 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) stopping: Cell<bool>,
     /// See [`Store::hold_checkpoints`].
     pub(crate) holding: Cell<bool>,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "canary"))]
     pub(crate) canary: Cell<super::canary::Canary>,
 }
 
@@ -273,8 +273,8 @@ impl<R: Runtime> Store<R> {
             checkpoints: Mutex::default(),
             stopping: Cell::new(false),
             holding: Cell::new(false),
-            #[cfg(test)]
-            canary: Cell::default(),
+            #[cfg(any(test, feature = "canary"))]
+            canary: Cell::new(super::canary::planted()),
         };
         let store = Self { inner: Rc::new(inner) };
         store.inner.keep_slots_ready();

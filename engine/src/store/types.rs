@@ -50,6 +50,8 @@ pub struct RecoverySummary {
     pub suspects: u64,
     /// Chunks that do not count in length decisions until they are repaired.
     pub damaged: u64,
+    /// Journals of which a part that was flushed is gone: operations, whole chunks among them, may be missing.
+    pub damaged_journals: u64,
     /// Slots whose headers are both unreadable, kept out of use.
     pub lost_slots: u64,
     /// Root pages of which one copy was bad or old.

@@ -282,6 +282,7 @@ pub(crate) fn flags(number: u64) -> Option<String> {
         (Flags::SHARED, "SHARED"),
         (Flags::DAMAGED, "DAMAGED"),
         (Flags::CLOSED, "CLOSED"),
+        (Flags::QUARANTINED, "QUARANTINED"),
     ];
     bits(number, names.map(|(bit, name)| (u64::from(bit), name.to_owned())))
 }

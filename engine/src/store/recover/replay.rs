@@ -230,6 +230,7 @@ impl<R: Runtime> Recovery<'_, R> {
 
     /// Section 9: chunks that this ring wrote to answer, but do not count.
     async fn journal_was_damaged(&mut self, index: usize) -> Result<(), OpenError> {
+        self.summary.damaged_journals += 1;
         let rings = self.disk.rings;
         let of_ring = |chunk: ChunkHandle| chunk.shard(rings) as usize == index;
         let chunk_of = |held: &Held| match held {

@@ -11,6 +11,7 @@ mod overwrite;
 mod reborn;
 mod repair;
 mod rig;
+mod rot;
 mod scrub;
 mod smoke;
 mod workload;
