@@ -155,6 +155,7 @@ impl<R: Runtime> Inner<R> {
         let Some(slot) = state.chunks.get(&chunk).map(|chunk| chunk.slot()) else { return };
         let len = count * BLOCK as usize;
         let end = first * BLOCK + u32::try_from(len).unwrap_or(u32::MAX);
+        self.reads.borrow_mut().changed(chunk, first..end / BLOCK);
         let written = state.log.group.slots.entry(slot).or_insert_with(|| (file.clone(), 0));
         written.1 = written.1.max(end);
         let at = u64::from(first) * u64::from(BLOCK);

@@ -19,6 +19,9 @@ pub(crate) struct CrcCache {
 impl CrcCache {
     /// A chunk's table was used and takes so much. Gives chunks whose tables should go.
     pub(crate) fn used(&mut self, chunk: ChunkHandle, bytes: usize) -> Vec<ChunkHandle> {
+        if self.chunks.get(&chunk) == Some(&(self.clock, bytes)) {
+            return Vec::new(); // as a moment ago
+        }
         self.forget(chunk);
         self.clock += 1;
         self.chunks.insert(chunk, (self.clock, bytes));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::load::Wanted;
 use super::shard::Inner;
 use crate::runtime::{FileId, Open, Runtime};
 
@@ -47,13 +48,17 @@ impl<F: Clone> Files<F> {
 impl<R: Runtime> Inner<R> {
     /// The slot's file.
     pub(crate) async fn file(&self, slot: u32) -> std::io::Result<R::File> {
-        let known = self.files.borrow_mut().get(slot);
-        if let Some(file) = known {
+        loop {
+            let known = self.files.borrow_mut().get(slot);
+            if let Some(file) = known {
+                return Ok(file);
+            }
+            // Who is not the first to want it waits for the first.
+            let Some(_first) = self.once(Wanted::File(slot)).await else { continue };
+            let file = self.io.rt.open(&self.shared.root, FileId::Slot(slot), Open::Existing).await?;
+            self.files.borrow_mut().insert(slot, file.clone());
             return Ok(file);
         }
-        let file = self.io.rt.open(&self.shared.root, FileId::Slot(slot), Open::Existing).await?;
-        self.files.borrow_mut().insert(slot, file.clone());
-        Ok(file)
     }
 
     /// Keeps a file that was just made.

@@ -78,6 +78,7 @@ impl<R: Runtime> Store<R> {
         if let Some(chunk) = inner.state.borrow_mut().chunks.get_mut(&chunk) {
             chunk.file = None;
         }
+        inner.reads.borrow_mut().forget(chunk);
         done.wait().await
     }
 
@@ -189,6 +190,7 @@ impl<R: Runtime> Inner<R> {
         }
         state.by_slot.remove(&slot);
         self.cache.borrow_mut().forget(handle);
+        self.reads.borrow_mut().forget(handle);
         state.log.group.freed.push(slot);
         self.accepted(state);
         Ok(Some(state.log.group.done.clone()))

@@ -7,15 +7,18 @@
 //! ```text
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
-//! drivers append  read  seal  life  slots         one operation each
+//!         blocks  ahead  reads                    what is kept in memory, what is read before it is asked for
+//! drivers append  read  load  seal  life  slots   one operation each
 //!         commit  checkpoint  recover  walk  format  open
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
 //! the shards of a disk share only `shared`. The format is drawn in `docs/disk-format.md`.
 
+mod ahead;
 mod append;
 mod batch;
+mod blocks;
 mod cache;
 #[cfg(test)]
 mod canary;
@@ -33,10 +36,12 @@ mod image;
 mod io;
 mod layout;
 mod life;
+mod load;
 mod log;
 mod open;
 mod page;
 mod read;
+mod reads;
 mod record;
 mod recover;
 mod replica;
@@ -54,5 +59,6 @@ pub use open::{DiskLock, identity};
 pub use recover::{Recovered, ShardSeed, recover};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
-    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, RecoverySummary, Space, Upto, View,
+    BadBlock, Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, Promised, ReadConfig, RecoverySummary, Space,
+    Upto, View,
 };

@@ -1,33 +1,83 @@
-//! Reads: whole blocks, each verified against its checksum, the partial block from memory.
+//! Reads: whole blocks, each verified before it is handed out, from memory where they are there.
+//!
+//! A read takes the buffer that it answers with before anything else, and after that waits for the
+//! device only; so no read holds a buffer while it waits for one. Where all it wants comes from one read
+//! of the device, that read's own buffer is the answer, and nothing is copied.
 
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use wire::ChunkHandle;
 use wire::member::ReplicaState;
 
 use super::StoreError;
-use super::header::Hdr;
-use super::layout::{BLOCK, CHUNK_CAPACITY, Child, PAGE};
-use super::page::{self, CrcPage, Page};
-use super::replica::{Tail, crcs_of_padded};
+use super::blocks::Came;
+use super::layout::{BLOCK, CHUNK_CAPACITY, PAGE, align_down, align_up};
+use super::reads::{Flight, Landed, Lead, Mark, Piece, SCAN};
+use super::replica::Tail;
 use super::shard::{Chunk, Inner, Store};
-use super::types::{Blocks, Upto};
+use super::types::{BadBlock, Blocks, Upto};
 use crate::runtime::Runtime;
 
 /// Most bytes of blocks that one read touches.
 const READ_MAX: u32 = 1 << 20;
 
+/// How often a read begins again because blocks changed under it.
+const TRIES_MAX: u32 = 8;
+
+/// Whether a read shares what others read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// From memory, from others' reads, and read ahead.
+    Shared,
+    /// From the device, whatever is in memory.
+    Device,
+}
+
 /// What a read needs of a chunk, taken in one step.
 struct Plan {
     slot: u32,
     users: Rc<()>,
-    first_block: u32,
-    /// Blocks to read from the device.
-    disk_blocks: u32,
-    /// The partial block behind them, when it is touched and not in place.
-    tail: Option<Tail>,
+    /// Blocks it touches.
+    blocks: Range<u32>,
+    /// Blocks of the chunk that are in place.
+    in_place: u32,
+    /// Blocks of which only memory has the content, ascending.
+    memory: Vec<(u32, Tail)>,
     len: u32,
+}
+
+impl Plan {
+    fn count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The ranges of blocks that are read from their places.
+    fn placed(&self) -> impl Iterator<Item = Range<u32>> + '_ {
+        let starts = std::iter::once(self.blocks.start).chain(self.memory.iter().map(|(block, _)| block + 1));
+        let ends = self.memory.iter().map(|(block, _)| *block).chain(std::iter::once(self.blocks.end));
+        starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty())
+    }
+}
+
+/// Blocks and the checksum of each.
+type Answer<R> = (<R as Runtime>::Buf, Vec<u32>);
+
+/// Why a read came to nothing.
+enum Miss {
+    /// The blocks changed meanwhile: it begins again.
+    Changed,
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Miss {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl<R: Runtime> Store<R> {
@@ -36,8 +86,8 @@ impl<R: Runtime> Store<R> {
     ///
     /// # Errors
     ///
-    /// `BadBlock` for a block that fails its checksum or cannot be read; `UnknownChunk`; `BadRange`;
-    /// `ReadFailed` when the device does not answer.
+    /// `BadBlock` for a block that fails its checksum or cannot be read, twice; `UnknownChunk`; `BadRange`;
+    /// `ReadFailed` when the device does not answer; `Busy` when the blocks are overwritten all the time.
     pub async fn read(
         &self,
         chunk: ChunkHandle,
@@ -45,17 +95,106 @@ impl<R: Runtime> Store<R> {
         len: u32,
         upto: Upto,
     ) -> Result<Blocks<R::Buf>, StoreError> {
-        let inner = &self.inner;
-        inner.check()?;
-        let plan = plan(inner.state.borrow().live(chunk)?, offset, len, upto)?;
-        let Some(plan) = plan else {
-            let buf = inner.io.rt.freeze(inner.io.rt.alloc(PAGE).await);
-            let buf = inner.io.rt.slice(&buf, 0..0);
-            return Ok(Blocks { buf, offset: offset / BLOCK * BLOCK, len: 0, crcs: Vec::new() });
-        };
-        let blocks = inner.read_planned(chunk, &plan).await;
-        drop(plan.users);
-        blocks
+        self.inner.check()?;
+        self.inner.read(chunk, offset, len, upto, Way::Shared).await
+    }
+
+    /// As [`Store::read`], but what is in place is read from the device, whatever is in memory, and is not kept
+    /// there: for scrubs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`].
+    pub async fn read_device(
+        &self,
+        chunk: ChunkHandle,
+        offset: u32,
+        len: u32,
+        upto: Upto,
+    ) -> Result<Blocks<R::Buf>, StoreError> {
+        self.inner.check()?;
+        self.inner.read(chunk, offset, len, upto, Way::Device).await
+    }
+
+    /// Many reads of (chunk, offset, length) at once, answered in their order. They go to the device
+    /// together; reads of blocks that touch or follow each other become one. Each by itself is as
+    /// [`Store::read`]. The caller bounds their sum: all answers are held at the end.
+    pub async fn read_many(
+        &self,
+        reads: &[(ChunkHandle, u32, u32)],
+        upto: Upto,
+    ) -> Vec<Result<Blocks<R::Buf>, StoreError>> {
+        if let Err(error) = self.inner.check() {
+            return reads.iter().map(|_| Err(error.clone())).collect();
+        }
+        let mut answers: Vec<Option<Result<Blocks<R::Buf>, StoreError>>> = reads.iter().map(|_| None).collect();
+        let spans = spans(reads);
+        let mut going: FuturesUnordered<_> = spans.iter().map(|span| self.inner.read_span(span, reads, upto)).collect();
+        while let Some(answered) = going.next().await {
+            for (index, answer) in answered {
+                answers[index] = Some(answer);
+            }
+        }
+        answers.into_iter().map(|answer| answer.unwrap_or(Err(StoreError::BadRange))).collect()
+    }
+
+    /// The blocks that reads have found bad since the last call, each once. At most 1,024 are remembered.
+    #[must_use]
+    pub fn take_bad_blocks(&self) -> Vec<BadBlock> {
+        self.inner.reads.borrow_mut().take_bad()
+    }
+}
+
+/// Reads of one chunk that become one.
+#[derive(Debug, PartialEq, Eq)]
+struct Span {
+    chunk: ChunkHandle,
+    offset: u32,
+    len: u32,
+    /// Which they are.
+    reads: Vec<usize>,
+}
+
+/// Puts reads together whose blocks touch or follow each other, up to what one read may be.
+fn spans(reads: &[(ChunkHandle, u32, u32)]) -> Vec<Span> {
+    let mut order: Vec<usize> = (0..reads.len()).collect();
+    order.sort_by_key(|index| reads[*index]);
+    let mut spans: Vec<Span> = Vec::new();
+    for index in order {
+        let (chunk, offset, len) = reads[index];
+        // One that cannot be is refused by itself.
+        let end = offset.checked_add(len).filter(|end| *end <= CHUNK_CAPACITY);
+        let near = spans.last_mut().filter(|span| {
+            let blocks = |end: u32| align_up(end) - align_down(span.offset);
+            span.chunk == chunk
+                && align_down(offset) <= align_up(span.offset + span.len)
+                && end.is_some_and(|end| blocks(end.max(span.offset + span.len)) <= READ_MAX)
+        });
+        match (near, end) {
+            (Some(span), Some(end)) => {
+                span.len = span.len.max(end - span.offset);
+                span.reads.push(index);
+            }
+            // The largest length, so that nothing is put to it.
+            _ => spans.push(Span { chunk, offset, len: end.map_or(0, |_| len), reads: vec![index] }),
+        }
+    }
+    spans
+}
+
+/// The part of `blocks` that a read of `[offset, offset+len)` would have got.
+fn cut<R: Runtime>(rt: &R, blocks: &Blocks<R::Buf>, offset: u32, len: u32) -> Blocks<R::Buf> {
+    let start = align_down(offset);
+    let end = (offset + len).min(blocks.offset + blocks.len);
+    if end <= offset {
+        return Blocks { buf: rt.slice(&blocks.buf, 0..0), offset: start, len: 0, crcs: Vec::new() };
+    }
+    let (from, to) = (start - blocks.offset, align_up(end) - blocks.offset);
+    Blocks {
+        buf: rt.slice(&blocks.buf, from as usize..to as usize),
+        offset: start,
+        len: end - start,
+        crcs: blocks.crcs[(from / BLOCK) as usize..(to / BLOCK) as usize].to_vec(),
     }
 }
 
@@ -75,128 +214,370 @@ fn plan<R: Runtime>(chunk: &Chunk<R>, offset: u32, len: u32, upto: Upto) -> Resu
     if end <= offset {
         return Ok(None);
     }
-    // Everything below the durable end is in place, but for a partial block that is still in memory.
-    let in_place =
-        if chunk.durable.tail.is_empty() { chunk.durable.len.div_ceil(BLOCK) } else { chunk.durable.len / BLOCK };
-    let (first_block, end_block) = (offset / BLOCK, end.div_ceil(BLOCK));
+    let blocks = offset / BLOCK..end.div_ceil(BLOCK);
     Ok(Some(Plan {
         slot: chunk.slot(),
         users: Rc::clone(&chunk.users),
-        first_block,
-        disk_blocks: end_block.min(in_place).saturating_sub(first_block),
-        tail: (end_block > in_place).then(|| Rc::clone(&chunk.durable.tail)),
-        len: end - first_block * BLOCK,
+        in_place: in_place(chunk),
+        memory: in_memory(chunk, &blocks),
+        len: end - blocks.start * BLOCK,
+        blocks,
     }))
 }
 
+/// Blocks of the durable content that are in their places: all but a partial one that is still in memory.
+fn in_place<R: Runtime>(chunk: &Chunk<R>) -> u32 {
+    if chunk.durable.tail.is_empty() { chunk.durable.len.div_ceil(BLOCK) } else { chunk.durable.len / BLOCK }
+}
+
+/// Those of `blocks` of which only memory has the content, ascending, each at most a block long.
+fn in_memory<R: Runtime>(chunk: &Chunk<R>, blocks: &Range<u32>) -> Vec<(u32, Tail)> {
+    let tail = in_place(chunk);
+    if chunk.durable.tail.is_empty() || !blocks.contains(&tail) {
+        return Vec::new();
+    }
+    vec![(tail, Rc::clone(&chunk.durable.tail))]
+}
+
 impl<R: Runtime> Inner<R> {
-    async fn read_planned(&self, chunk: ChunkHandle, plan: &Plan) -> Result<Blocks<R::Buf>, StoreError> {
-        let end = plan.first_block + plan.disk_blocks;
-        let mut crcs = self.block_crcs(chunk, plan.first_block, end).await?;
-        let mut buf = None;
-        if plan.disk_blocks > 0 {
-            let read = self.read_blocks(plan).await?;
-            if let Some(bad) = first_bad(read.as_ref(), &crcs) {
-                return Err(self.bad_block(chunk, plan.slot, plan.first_block + bad));
+    async fn read(
+        self: &Rc<Self>,
+        chunk: ChunkHandle,
+        offset: u32,
+        len: u32,
+        upto: Upto,
+        way: Way,
+    ) -> Result<Blocks<R::Buf>, StoreError> {
+        for _ in 0..TRIES_MAX {
+            let plan = plan(self.state.borrow().live(chunk)?, offset, len, upto)?;
+            let Some(plan) = plan else {
+                let buf = self.io.rt.freeze(self.io.rt.alloc(PAGE).await);
+                let buf = self.io.rt.slice(&buf, 0..0);
+                return Ok(Blocks { buf, offset: align_down(offset), len: 0, crcs: Vec::new() });
+            };
+            match self.read_planned(chunk, &plan, way).await {
+                Ok((buf, crcs)) => return Ok(Blocks { buf, offset: plan.blocks.start * BLOCK, len: plan.len, crcs }),
+                Err(Miss::Failed(error)) => return Err(error),
+                Err(Miss::Changed) => {}
             }
-            buf = Some(read);
         }
-        if let Some(tail) = &plan.tail {
-            crcs.push(crcs_of_padded(tail));
-            let before = plan.disk_blocks as usize * PAGE;
-            let mut whole = self.io.rt.alloc(before + PAGE).await;
-            let bytes = whole.as_mut();
-            bytes[..before].copy_from_slice(buf.as_ref().map_or(&[][..], AsRef::as_ref));
-            bytes[before..].copy_from_slice(page::padded(tail).as_slice());
-            buf = Some(self.io.rt.freeze(whole));
-        }
-        let buf = buf.ok_or(StoreError::BadRange)?;
-        Ok(Blocks { buf, offset: plan.first_block * BLOCK, len: plan.len, crcs })
+        Err(StoreError::Busy)
     }
 
-    async fn read_blocks(&self, plan: &Plan) -> Result<R::Buf, StoreError> {
-        let failed = |error: io::Error| StoreError::ReadFailed(error.to_string());
-        let file = self.file(plan.slot).await.map_err(failed)?;
-        let (len, at) = (plan.disk_blocks as usize * PAGE, u64::from(plan.first_block) * u64::from(BLOCK));
-        let error = match self.io.read(&file, len, at).await {
-            Ok(buf) => return Ok(buf),
-            Err(error) => error,
+    async fn read_span(
+        self: &Rc<Self>,
+        span: &Span,
+        reads: &[(ChunkHandle, u32, u32)],
+        upto: Upto,
+    ) -> Vec<(usize, Result<Blocks<R::Buf>, StoreError>)> {
+        if let [index] = span.reads[..] {
+            let (chunk, offset, len) = reads[index];
+            return vec![(index, self.read(chunk, offset, len, upto, Way::Shared).await)];
+        }
+        match self.read(span.chunk, span.offset, span.len, upto, Way::Shared).await {
+            Ok(blocks) => {
+                let cut = |index: &usize| (*index, Ok(cut(&self.io.rt, &blocks, reads[*index].1, reads[*index].2)));
+                span.reads.iter().map(cut).collect()
+            }
+            // What fails one of them need not fail the others.
+            Err(_) => {
+                let alone = span.reads.iter().map(async |index| {
+                    let (chunk, offset, len) = reads[*index];
+                    (*index, self.read(chunk, offset, len, upto, Way::Shared).await)
+                });
+                join_all(alone).await
+            }
+        }
+    }
+
+    async fn read_planned(self: &Rc<Self>, chunk: ChunkHandle, plan: &Plan, way: Way) -> Result<Answer<R>, Miss> {
+        let shared = way == Way::Shared;
+        if shared && plan.memory.is_empty() && self.reads.borrow().has_all(chunk, plan.blocks.clone()) {
+            let answer = self.read_cached(chunk, plan).await;
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+        }
+        let placed_end = plan.placed().last().map_or(plan.blocks.start, |range| range.end);
+        let crcs = self.block_crcs(chunk, plan.blocks.start, placed_end).await?;
+        let pieces = self.pieces(chunk, plan, way);
+        if pieces.len() + plan.memory.len() == 1 {
+            match &pieces[..] {
+                [Piece::Device(blocks)] => return self.read_one(chunk, plan, blocks.clone(), crcs, way).await,
+                [Piece::Joined(flight, blocks)] => {
+                    return self.read_joined(chunk, plan, flight, blocks.clone(), crcs).await;
+                }
+                _ => {}
+            }
+        }
+        self.read_mixed(chunk, plan, crcs, way).await
+    }
+
+    /// Where the blocks in place come from.
+    fn pieces(&self, chunk: ChunkHandle, plan: &Plan, way: Way) -> Vec<Piece<R>> {
+        match way {
+            Way::Device => plan.placed().map(Piece::Device).collect(),
+            Way::Shared if plan.memory.is_empty() => self.reads.borrow_mut().pieces(chunk, plan.blocks.clone()),
+            Way::Shared => plan.placed().flat_map(|range| self.reads.borrow_mut().pieces(chunk, range)).collect(),
+        }
+    }
+
+    /// All blocks from memory; `None` when one of them is not there any more.
+    async fn read_cached(self: &Rc<Self>, chunk: ChunkHandle, plan: &Plan) -> Option<Answer<R>> {
+        let mut buf = self.io.rt.alloc(plan.count() * PAGE).await;
+        let mut crcs = Vec::with_capacity(plan.count());
+        if !self.copy_cached(chunk, plan.blocks.start, buf.as_mut(), &mut crcs) {
+            return None;
+        }
+        let mark = self.reads.borrow_mut().mark(chunk);
+        self.note(plan, mark);
+        Some((self.io.rt.freeze(buf), crcs))
+    }
+
+    fn copy_cached(&self, chunk: ChunkHandle, first: u32, into: &mut [u8], crcs: &mut Vec<u32>) -> bool {
+        let state = self.state.borrow();
+        let Some(held) = state.chunks.get(&chunk) else { return false };
+        let now = |block| held.replica.crcs.get(block);
+        self.reads.borrow_mut().copy(chunk, first, into.as_chunks_mut::<PAGE>().0, crcs, now)
+    }
+
+    /// Tells the read-ahead about a read, and starts what it wants. Gives how the blocks came.
+    fn note(self: &Rc<Self>, plan: &Plan, mark: Mark) -> Came {
+        let rt = &self.io.rt;
+        let end = plan.in_place;
+        let (in_order, lead) = self.reads.borrow_mut().in_order(mark, plan.blocks.clone(), end, |len| rt.has_room(len));
+        if let Some(lead) = lead {
+            let (inner, slot, users) = (Rc::clone(self), plan.slot, Rc::clone(&plan.users));
+            self.spawn(async move {
+                inner.read_ahead(slot, lead).await;
+                drop(users);
+            });
+        }
+        let many = plan.blocks.end - plan.blocks.start >= SCAN;
+        if in_order || many { Came::Scanned { end } } else { Came::Alone }
+    }
+
+    /// Reads a window. What fails is left to whoever wants it.
+    async fn read_ahead(&self, slot: u32, lead: Lead<R>) {
+        let (blocks, mark) = (lead.flight.blocks.clone(), lead.mark);
+        let loaded = self.load_crcs(mark.chunk, blocks.start, blocks.end).await;
+        let crcs = loaded.ok().and_then(|()| self.held_crcs(mark.chunk, blocks.start, blocks.end).ok());
+        let file = self.file(slot).await.ok();
+        let mut read = None;
+        if let (Some(crcs), Some(file)) = (crcs, file)
+            && self.reads.borrow().is_current(mark)
+        {
+            let buf = self.io.read(&file, blocks.len() * PAGE, u64::from(blocks.start * BLOCK)).await.ok();
+            read = buf.filter(|buf| first_bad(buf.as_ref(), &crcs).is_none()).map(|buf| (buf, crcs));
+        }
+        let landed = read.as_ref().map(|(buf, crcs)| (buf, crcs.as_slice()));
+        self.reads.borrow_mut().land(lead, landed, Came::Scanned { end: blocks.end });
+    }
+
+    /// One read of the device answers.
+    async fn read_one(
+        self: &Rc<Self>,
+        chunk: ChunkHandle,
+        plan: &Plan,
+        blocks: Range<u32>,
+        crcs: Vec<u32>,
+        way: Way,
+    ) -> Result<Answer<R>, Miss> {
+        let mark = self.reads.borrow_mut().mark(chunk);
+        if way == Way::Device {
+            let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
+            return Ok((buf, crcs));
+        }
+        let lead = self.reads.borrow_mut().begin(mark, blocks.clone());
+        let came = self.note(plan, mark);
+        let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
+        self.reads.borrow_mut().land(lead, Some((&buf, &crcs)), came);
+        Ok((buf, crcs))
+    }
+
+    /// Somebody else's read of the device answers.
+    async fn read_joined(
+        self: &Rc<Self>,
+        chunk: ChunkHandle,
+        plan: &Plan,
+        flight: &Rc<Flight<R>>,
+        blocks: Range<u32>,
+        crcs: Vec<u32>,
+    ) -> Result<Answer<R>, Miss> {
+        let mark = self.reads.borrow_mut().mark(chunk);
+        self.note(plan, mark);
+        // A small part of a large buffer is copied, so that it does not keep all of it.
+        let is_small = blocks.len() * 2 < flight.blocks.len();
+        let copy = if is_small { Some(self.io.rt.alloc(blocks.len() * PAGE).await) } else { None };
+        let Some(landed) = flight.landed().await else {
+            let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
+            return Ok((buf, crcs));
         };
-        // One sector that cannot be read fails the whole call: find the block.
-        for index in 0..plan.disk_blocks {
-            if self.io.read(&file, PAGE, at + u64::from(index * BLOCK)).await.is_err() {
-                let block = plan.first_block + index;
-                self.io.count(|counters| counters.bad_blocks += 1);
-                tracing::warn!(slot = plan.slot, block, %error, "block cannot be read");
-                return Err(StoreError::BadBlock(block));
+        self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, plan.in_place);
+        let Landed { buf, crcs } = self.part(&landed, &flight.blocks, &blocks);
+        let buf = match copy {
+            Some(mut copy) => {
+                copy.as_mut().copy_from_slice(buf.as_ref());
+                self.io.rt.freeze(copy)
             }
-        }
-        self.io.read(&file, len, at).await.map_err(failed)
+            None => buf,
+        };
+        Ok((buf, crcs.to_vec()))
     }
 
-    fn bad_block(&self, chunk: ChunkHandle, slot: u32, block: u32) -> StoreError {
+    /// Blocks from several places, put together.
+    async fn read_mixed(
+        self: &Rc<Self>,
+        chunk: ChunkHandle,
+        plan: &Plan,
+        mut crcs: Vec<u32>,
+        way: Way,
+    ) -> Result<Answer<R>, Miss> {
+        // What is read from the device is held beside the answer: by few at a time.
+        let stopped = |_| StoreError::Fenced("the store is shut down".into());
+        let permit = if crcs.is_empty() { None } else { Some(self.assembling.acquire().await.map_err(stopped)?) };
+        let mut whole = self.io.rt.alloc(plan.count() * PAGE).await;
+        crcs.resize(plan.count(), 0);
+        let mark = self.reads.borrow_mut().mark(chunk);
+        let pieces = self.pieces(chunk, plan, way);
+        let first = plan.blocks.start;
+        let place = |blocks: &Range<u32>| (blocks.start - first) as usize..(blocks.end - first) as usize;
+        for blocks in
+            pieces.iter().filter_map(|piece| if let Piece::Cached(blocks) = piece { Some(blocks) } else { None })
+        {
+            let (at, mut found) = (place(blocks), Vec::with_capacity(blocks.len()));
+            if !self.copy_cached(chunk, blocks.start, &mut whole.as_mut()[at.start * PAGE..at.end * PAGE], &mut found) {
+                return Err(Miss::Changed);
+            }
+            crcs[at].copy_from_slice(&found);
+        }
+        // All reads of the device are begun before anybody else's are waited for, so that two who join
+        // each other's both get on.
+        let begin = |piece: &Piece<R>| match piece {
+            Piece::Device(blocks) if way == Way::Shared => Some(self.reads.borrow_mut().begin(mark, blocks.clone())),
+            _ => None,
+        };
+        let leads: Vec<Option<Lead<R>>> = pieces.iter().map(begin).collect();
+        let came = if way == Way::Shared && !pieces.is_empty() { self.note(plan, mark) } else { Came::Alone };
+        let fetched = join_all(pieces.iter().zip(leads).map(|(piece, lead)| {
+            let crcs = crcs.get(place(&piece.blocks())).unwrap_or_default();
+            self.fetch(plan, mark, piece, lead, crcs, came)
+        }))
+        .await;
+        let bytes = whole.as_mut();
+        for (piece, fetched) in pieces.iter().zip(fetched) {
+            let Some(landed) = fetched? else { continue };
+            let at = place(&piece.blocks());
+            bytes[at.start * PAGE..at.end * PAGE].copy_from_slice(landed.buf.as_ref());
+            crcs[at].copy_from_slice(&landed.crcs);
+        }
+        drop(permit);
+        for (block, content) in &plan.memory {
+            let at = (block - first) as usize;
+            let page = &mut bytes[at * PAGE..(at + 1) * PAGE];
+            let (held, rest) = page.split_at_mut(content.len());
+            held.copy_from_slice(content);
+            rest.fill(0);
+            crcs[at] = crc32c::crc32c(page);
+        }
+        Ok((self.io.rt.freeze(whole), crcs))
+    }
+
+    /// Blocks from the device, by a read of one's own or of somebody else; `None` for those in memory.
+    async fn fetch(
+        &self,
+        plan: &Plan,
+        mark: Mark,
+        piece: &Piece<R>,
+        lead: Option<Lead<R>>,
+        crcs: &[u32],
+        came: Came,
+    ) -> Result<Option<Landed<R>>, Miss> {
+        let blocks = match piece {
+            Piece::Cached(_) => return Ok(None),
+            Piece::Device(blocks) => blocks,
+            Piece::Joined(flight, blocks) => {
+                if let Some(landed) = flight.landed().await {
+                    self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, plan.in_place);
+                    return Ok(Some(self.part(&landed, &flight.blocks, blocks)));
+                }
+                blocks
+            }
+        };
+        let buf = self.device(plan.slot, mark, blocks.clone(), crcs).await?;
+        if let Some(lead) = lead {
+            self.reads.borrow_mut().land(lead, Some((&buf, crcs)), came);
+        }
+        Ok(Some(Landed { buf, crcs: crcs.into() }))
+    }
+
+    /// A part of what landed, sharing its memory.
+    fn part(&self, landed: &Landed<R>, all: &Range<u32>, part: &Range<u32>) -> Landed<R> {
+        let (from, to) = ((part.start - all.start) as usize, (part.end - all.start) as usize);
+        let buf = self.io.rt.slice(&landed.buf, from * PAGE..to * PAGE);
+        Landed { buf, crcs: landed.crcs[from..to].into() }
+    }
+
+    /// Reads blocks from their places and verifies them. What is wrong is read again before it is called
+    /// bad, unless the blocks have changed meanwhile.
+    async fn device(&self, slot: u32, mark: Mark, blocks: Range<u32>, crcs: &[u32]) -> Result<R::Buf, Miss> {
+        let failed = |error: io::Error| Miss::Failed(StoreError::ReadFailed(error.to_string()));
+        let file = self.file(slot).await.map_err(failed)?;
+        let (len, at) = (blocks.len() * PAGE, u64::from(blocks.start) * u64::from(BLOCK));
+        let mut tries = 0..3;
+        loop {
+            let read = self.io.read(&file, len, at).await;
+            let bad = match &read {
+                Ok(buf) => first_bad(buf.as_ref(), crcs),
+                Err(_) => None,
+            };
+            let is_first = tries.next() == Some(0);
+            match (read, bad) {
+                (Ok(buf), None) => return Ok(buf),
+                _ if !self.reads.borrow().is_current(mark) => return Err(Miss::Changed),
+                _ if is_first => {}
+                (Ok(_), Some(bad)) => {
+                    tracing::warn!(chunk = %mark.chunk, slot, block = blocks.start + bad, "block fails its checksum");
+                    return Err(self.bad_block(mark.chunk, blocks.start + bad).into());
+                }
+                (Err(error), _) if tries.is_empty() => return Err(failed(error)),
+                // One sector that cannot be read fails the whole call: find the block.
+                (Err(error), _) => {
+                    for block in blocks.clone() {
+                        if self.io.read(&file, PAGE, u64::from(block) * u64::from(BLOCK)).await.is_err() {
+                            tracing::warn!(chunk = %mark.chunk, slot, block, %error, "block cannot be read");
+                            return Err(self.bad_block(mark.chunk, block).into());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn bad_block(&self, chunk: ChunkHandle, block: u32) -> StoreError {
         self.io.count(|counters| counters.bad_blocks += 1);
-        tracing::warn!(%chunk, slot, block, "block fails its checksum");
+        self.reads.borrow_mut().found_bad(chunk, block);
         StoreError::BadBlock(block)
     }
 
     /// The checksums of blocks `first..end` of a chunk, read from the slot where they are not in memory.
     async fn block_crcs(&self, chunk: ChunkHandle, first: u32, end: u32) -> Result<Vec<u32>, StoreError> {
         self.load_crcs(chunk, first, end).await?;
+        self.held_crcs(chunk, first, end).map_err(|error| match error {
+            StoreError::BadBlock(block) => {
+                tracing::warn!(%chunk, block, "block has no checksum that could be read");
+                self.bad_block(chunk, block)
+            }
+            other => other,
+        })
+    }
+
+    /// The checksums of blocks in memory; `BadBlock` names the first that has none.
+    fn held_crcs(&self, chunk: ChunkHandle, first: u32, end: u32) -> Result<Vec<u32>, StoreError> {
         let state = self.state.borrow();
         let held = state.chunks.get(&chunk).ok_or(StoreError::UnknownChunk)?;
         let crcs = &held.replica.crcs;
-        (first..end).map(|block| crcs.get(block).ok_or_else(|| self.bad_block(chunk, held.slot(), block))).collect()
-    }
-
-    /// Brings the checksum pages of blocks `first..end` into memory. What is damaged stays away.
-    pub(crate) async fn load_crcs(&self, chunk: ChunkHandle, first: u32, end: u32) -> Result<(), StoreError> {
-        loop {
-            let (index, slot, hdr) = {
-                let mut state = self.state.borrow_mut();
-                let held = state.chunks.get_mut(&chunk).ok_or(StoreError::UnknownChunk)?;
-                let Some(index) = held.replica.crcs.missing(first, end) else {
-                    self.touch(&mut state, chunk);
-                    return Ok(());
-                };
-                let hdr = &held.replica.hdr;
-                if !hdr.has_child(Child::Crc(index)) {
-                    held.replica.crcs.insert_damaged(index);
-                    continue;
-                }
-                (index, held.slot(), hdr.clone())
-            };
-            let failed = |error: io::Error| StoreError::ReadFailed(error.to_string());
-            let file = self.file(slot).await.map_err(failed)?;
-            let child = Child::Crc(index);
-            let page = self.io.read_page(&file, child.offset(hdr.copy_of(child))).await;
-            let crcs = page.ok().and_then(|page| crc_page(&page, &hdr, index));
-            let mut state = self.state.borrow_mut();
-            let held = state.chunks.get_mut(&chunk).ok_or(StoreError::UnknownChunk)?;
-            if held.replica.hdr.crc_page_crc[index] != hdr.crc_page_crc[index] {
-                continue; // a checkpoint wrote a newer page meanwhile
-            }
-            match crcs {
-                Some(crcs) => held.replica.crcs.insert(index, crcs),
-                None => {
-                    tracing::warn!(%chunk, slot, page = index, "checksum page does not match its header");
-                    held.replica.crcs.insert_damaged(index);
-                }
-            }
-        }
-    }
-
-    /// The chunk's checksums were used: others may have to go.
-    pub(crate) fn touch(&self, state: &mut super::shard::State<R>, chunk: ChunkHandle) {
-        let Some(held) = state.chunks.get(&chunk) else { return };
-        if held.replica.state() == ReplicaState::Open {
-            return;
-        }
-        for gone in self.cache.borrow_mut().used(chunk, held.replica.crcs.memory()) {
-            if let Some(held) = state.chunks.get_mut(&gone) {
-                held.replica.crcs.evict_clean();
-            }
-        }
+        (first..end).map(|block| crcs.get(block).ok_or(StoreError::BadBlock(block))).collect()
     }
 }
 
@@ -207,13 +588,33 @@ fn first_bad(bytes: &[u8], crcs: &[u32]) -> Option<u32> {
     u32::try_from(bad).ok()
 }
 
-/// A CRC page, if it is the one that the header names.
-pub(crate) fn crc_page(page: &Page, hdr: &Hdr, index: usize) -> Option<Box<CrcPage>> {
-    let (common, crcs) = page::decode_crcs(page).ok()?;
-    let named = page::stored_crc(page) == hdr.crc_page_crc[index];
-    let here = usize::from(common.index) == index
-        && common.number == hdr.common.number
-        && common.chunk == hdr.common.chunk
-        && common.disk_uuid == hdr.common.disk_uuid;
-    (named && here).then_some(crcs)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(chunk: u64, offset: u32, len: u32) -> (ChunkHandle, u32, u32) {
+        (ChunkHandle(chunk), offset, len)
+    }
+
+    #[test]
+    fn reads_of_neighbours_become_one_up_to_what_a_read_may_be() {
+        let reads = [
+            read(2, 4096, 4096),
+            read(1, 0, 4096),
+            read(1, 9000, 10),
+            read(1, 4096, 100),
+            read(1, 20480, 1),
+            read(1, 16384, 1 << 20),
+            read(1, u32::MAX, 9),
+        ];
+        let spans: Vec<_> =
+            spans(&reads).into_iter().map(|span| (span.chunk.0, span.offset, span.len, span.reads)).collect();
+        let expected = [
+            (1, 0, 9010, vec![1, 3, 2]),
+            (1, 16384, 1 << 20, vec![5, 4]),
+            (1, u32::MAX, 0, vec![6]),
+            (2, 4096, 4096, vec![0]),
+        ];
+        assert_eq!(spans, expected);
+    }
 }

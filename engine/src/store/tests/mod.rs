@@ -4,6 +4,7 @@ mod costs;
 mod crash;
 mod faults;
 mod model;
+mod reads;
 mod rig;
 mod smoke;
 mod workload;
