@@ -345,7 +345,7 @@ impl<R: Runtime> Inner<R> {
     fn note(self: &Rc<Self>, plan: &Plan, mark: Mark) -> Came {
         let rt = &self.io.rt;
         let end = plan.in_place;
-        let (in_order, lead) = self.reads.borrow_mut().in_order(mark, plan.blocks.clone(), end, |len| rt.has_room(len));
+        let (is_scan, lead) = self.reads.borrow_mut().follow(mark, plan.blocks.clone(), end, |len| rt.has_room(len));
         if let Some(lead) = lead {
             let (inner, slot, users) = (Rc::clone(self), plan.slot, Rc::clone(&plan.users));
             self.spawn(async move {
@@ -354,7 +354,7 @@ impl<R: Runtime> Inner<R> {
             });
         }
         let many = plan.blocks.end - plan.blocks.start >= SCAN;
-        if in_order || many { Came::Scanned { end } } else { Came::Alone }
+        if is_scan || many { Came::Scanned { end } } else { Came::Alone }
     }
 
     /// Reads a window. What fails is left to whoever wants it.
@@ -405,7 +405,7 @@ impl<R: Runtime> Inner<R> {
         crcs: Vec<u32>,
     ) -> Result<Answer<R>, Miss> {
         let mark = self.reads.borrow_mut().mark(chunk);
-        self.note(plan, mark);
+        let came = self.note(plan, mark);
         // A small part of a large buffer is copied, so that it does not keep all of it.
         let is_small = blocks.len() * 2 < flight.blocks.len();
         let copy = if is_small { Some(self.io.rt.alloc(blocks.len() * PAGE).await) } else { None };
@@ -413,7 +413,7 @@ impl<R: Runtime> Inner<R> {
             let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
             return Ok((buf, crcs));
         };
-        self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, plan.in_place);
+        self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, came);
         let Landed { buf, crcs } = self.part(&landed, &flight.blocks, &blocks);
         let buf = match copy {
             Some(mut copy) => {
@@ -498,7 +498,7 @@ impl<R: Runtime> Inner<R> {
             Piece::Device(blocks) => blocks,
             Piece::Joined(flight, blocks) => {
                 if let Some(landed) = flight.landed().await {
-                    self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, plan.in_place);
+                    self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, came);
                     return Ok(Some(self.part(&landed, &flight.blocks, blocks)));
                 }
                 blocks
@@ -562,6 +562,10 @@ impl<R: Runtime> Inner<R> {
 
     /// The checksums of blocks `first..end` of a chunk, read from the slot where they are not in memory.
     async fn block_crcs(&self, chunk: ChunkHandle, first: u32, end: u32) -> Result<Vec<u32>, StoreError> {
+        // Mostly they are all here.
+        if let Ok(crcs) = self.held_crcs(chunk, first, end) {
+            return Ok(crcs);
+        }
         self.load_crcs(chunk, first, end).await?;
         self.held_crcs(chunk, first, end).map_err(|error| match error {
             StoreError::BadBlock(block) => {
@@ -574,10 +578,12 @@ impl<R: Runtime> Inner<R> {
 
     /// The checksums of blocks in memory; `BadBlock` names the first that has none.
     fn held_crcs(&self, chunk: ChunkHandle, first: u32, end: u32) -> Result<Vec<u32>, StoreError> {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
         let held = state.chunks.get(&chunk).ok_or(StoreError::UnknownChunk)?;
-        let crcs = &held.replica.crcs;
-        (first..end).map(|block| crcs.get(block).ok_or(StoreError::BadBlock(block))).collect()
+        let table = &held.replica.crcs;
+        let crcs = (first..end).map(|block| table.get(block).ok_or(StoreError::BadBlock(block))).collect();
+        self.touch(&mut state, chunk);
+        crcs
     }
 }
 

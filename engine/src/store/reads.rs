@@ -340,7 +340,7 @@ impl<R: Runtime> Reads<R> {
         flight: &Rc<Flight<R>>,
         blocks: Range<u32>,
         landed: &Landed<R>,
-        end: u32,
+        came: Came,
     ) {
         self.joined += 1;
         let Some(ahead) = &flight.ahead else { return };
@@ -351,15 +351,15 @@ impl<R: Runtime> Reads<R> {
         }
         let pages = &landed.buf.as_ref().as_chunks::<PAGE>().0[from as usize..to as usize];
         let crcs = &landed.crcs[from as usize..to as usize];
-        self.cache.put(mark.generation, blocks.start, pages, crcs, Came::Scanned { end });
+        self.cache.put(mark.generation, blocks.start, pages, crcs, came);
         if ahead.unused() == 0 {
             self.lines(mark.chunk).flights.retain(|other| !Rc::ptr_eq(other, flight));
         }
     }
 
-    /// Somebody reads `blocks` of content that ends before block `end`; gives whether that is in order,
+    /// Somebody reads `blocks` of content that ends before block `end`; gives whether that is a scan,
     /// and a window to read ahead. `has_room`: whether the pool has so many bytes to spare.
-    pub(crate) fn in_order(
+    pub(crate) fn follow(
         &mut self,
         mark: Mark,
         blocks: Range<u32>,
@@ -372,14 +372,14 @@ impl<R: Runtime> Reads<R> {
         let left = (self.window * WINDOWS).saturating_sub(self.ahead.held.get());
         let room = if has_room((self.window * BLOCK) as usize) { left } else { 0 };
         let limits = Limits { window: self.window, end, room };
-        let Plan { in_order, ahead, is_starved } = self.lines(mark.chunk).streams.read(blocks, limits);
+        let Plan { is_scan, ahead, is_starved } = self.lines(mark.chunk).streams.read(blocks, limits);
         if is_starved {
             // For the next window: what was read ahead longest ago goes, used or not.
             self.drop_oldest_window();
         }
         let ahead = self.absent(mark, ahead);
         if ahead.is_empty() {
-            return (in_order, None);
+            return (is_scan, None);
         }
         let count = ahead.end - ahead.start;
         self.ahead.held.set(self.ahead.held.get() + count);
@@ -390,7 +390,7 @@ impl<R: Runtime> Reads<R> {
             self.windows.retain(|(_, window)| window.strong_count() > 0);
         }
         self.windows.push_back((mark, Rc::downgrade(&flight)));
-        (in_order, Some(Lead { flight, mark }))
+        (is_scan, Some(Lead { flight, mark }))
     }
 
     /// The part of a window that is not in memory and not on its way, from its first such block to
