@@ -40,6 +40,8 @@ enum Way {
 
 /// What a read needs of a chunk, taken in one step.
 struct Plan {
+    /// Where the chunk stood.
+    mark: Mark,
     slot: u32,
     users: Rc<()>,
     /// Blocks it touches.
@@ -199,7 +201,13 @@ fn cut<R: Runtime>(rt: &R, blocks: &Blocks<R::Buf>, offset: u32, len: u32) -> Bl
 }
 
 /// What to read; `None` when the limit is at or below `offset`.
-fn plan<R: Runtime>(chunk: &Chunk<R>, offset: u32, len: u32, upto: Upto) -> Result<Option<Plan>, StoreError> {
+fn plan<R: Runtime>(
+    chunk: &Chunk<R>,
+    mark: Mark,
+    offset: u32,
+    len: u32,
+    upto: Upto,
+) -> Result<Option<Plan>, StoreError> {
     let end = offset.checked_add(len).filter(|end| *end <= CHUNK_CAPACITY).ok_or(StoreError::BadRange)?;
     if end.div_ceil(BLOCK) - offset / BLOCK > READ_MAX / BLOCK {
         return Err(StoreError::BadRange);
@@ -216,6 +224,7 @@ fn plan<R: Runtime>(chunk: &Chunk<R>, offset: u32, len: u32, upto: Upto) -> Resu
     }
     let blocks = offset / BLOCK..end.div_ceil(BLOCK);
     Ok(Some(Plan {
+        mark,
         slot: chunk.slot(),
         users: Rc::clone(&chunk.users),
         in_place: in_place(chunk),
@@ -249,7 +258,11 @@ impl<R: Runtime> Inner<R> {
         way: Way,
     ) -> Result<Blocks<R::Buf>, StoreError> {
         for _ in 0..TRIES_MAX {
-            let plan = plan(self.state.borrow().live(chunk)?, offset, len, upto)?;
+            let plan = {
+                let state = self.state.borrow();
+                let held = state.live(chunk)?;
+                plan(held, self.reads.borrow_mut().mark(chunk), offset, len, upto)?
+            };
             let Some(plan) = plan else {
                 let buf = self.io.rt.freeze(self.io.rt.alloc(PAGE).await);
                 let buf = self.io.rt.slice(&buf, 0..0);
@@ -292,25 +305,31 @@ impl<R: Runtime> Inner<R> {
 
     async fn read_planned(self: &Rc<Self>, chunk: ChunkHandle, plan: &Plan, way: Way) -> Result<Answer<R>, Miss> {
         let shared = way == Way::Shared;
-        if shared && plan.memory.is_empty() && self.reads.borrow().has_all(chunk, plan.blocks.clone()) {
-            let answer = self.read_cached(chunk, plan).await;
+        if shared && plan.memory.is_empty() && self.reads.borrow().has_all(plan.mark, plan.blocks.clone()) {
+            let answer = self.read_cached(plan).await;
             if let Some(answer) = answer {
                 return Ok(answer);
             }
         }
         let placed_end = plan.placed().last().map_or(plan.blocks.start, |range| range.end);
         let crcs = self.block_crcs(chunk, plan.blocks.start, placed_end).await?;
+        self.same(plan)?;
         let pieces = self.pieces(chunk, plan, way);
         if pieces.len() + plan.memory.len() == 1 {
             match &pieces[..] {
-                [Piece::Device(blocks)] => return self.read_one(chunk, plan, blocks.clone(), crcs, way).await,
+                [Piece::Device(blocks)] => return self.read_one(plan, blocks.clone(), crcs, way).await,
                 [Piece::Joined(flight, blocks)] => {
-                    return self.read_joined(chunk, plan, flight, blocks.clone(), crcs).await;
+                    return self.read_joined(plan, flight, blocks.clone(), crcs).await;
                 }
                 _ => {}
             }
         }
         self.read_mixed(chunk, plan, crcs, way).await
+    }
+
+    /// Nothing is shared under the name of a chunk that has become another one meanwhile.
+    fn same(&self, plan: &Plan) -> Result<(), Miss> {
+        if self.reads.borrow().is_same(plan.mark) { Ok(()) } else { Err(Miss::Changed) }
     }
 
     /// Where the blocks in place come from.
@@ -323,29 +342,29 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// All blocks from memory; `None` when one of them is not there any more.
-    async fn read_cached(self: &Rc<Self>, chunk: ChunkHandle, plan: &Plan) -> Option<Answer<R>> {
+    async fn read_cached(self: &Rc<Self>, plan: &Plan) -> Option<Answer<R>> {
         let mut buf = self.io.rt.alloc(plan.count() * PAGE).await;
         let mut crcs = Vec::with_capacity(plan.count());
-        if !self.copy_cached(chunk, plan.blocks.start, buf.as_mut(), &mut crcs) {
+        if !self.copy_cached(plan.mark, plan.blocks.start, buf.as_mut(), &mut crcs) {
             return None;
         }
-        let mark = self.reads.borrow_mut().mark(chunk);
-        self.note(plan, mark);
+        self.note(plan);
         Some((self.io.rt.freeze(buf), crcs))
     }
 
-    fn copy_cached(&self, chunk: ChunkHandle, first: u32, into: &mut [u8], crcs: &mut Vec<u32>) -> bool {
+    fn copy_cached(&self, mark: Mark, first: u32, into: &mut [u8], crcs: &mut Vec<u32>) -> bool {
         let state = self.state.borrow();
-        let Some(held) = state.chunks.get(&chunk) else { return false };
+        let Some(held) = state.chunks.get(&mark.chunk) else { return false };
         let now = |block| held.replica.crcs.get(block);
-        self.reads.borrow_mut().copy(chunk, first, into.as_chunks_mut::<PAGE>().0, crcs, now)
+        self.reads.borrow_mut().copy(mark, first, into.as_chunks_mut::<PAGE>().0, crcs, now)
     }
 
     /// Tells the read-ahead about a read, and starts what it wants. Gives how the blocks came.
-    fn note(self: &Rc<Self>, plan: &Plan, mark: Mark) -> Came {
+    fn note(self: &Rc<Self>, plan: &Plan) -> Came {
         let rt = &self.io.rt;
         let end = plan.in_place;
-        let (is_scan, lead) = self.reads.borrow_mut().follow(mark, plan.blocks.clone(), end, |len| rt.has_room(len));
+        let (is_scan, lead) =
+            self.reads.borrow_mut().follow(plan.mark, plan.blocks.clone(), end, |len| rt.has_room(len));
         if let Some(lead) = lead {
             let (inner, slot, users) = (Rc::clone(self), plan.slot, Rc::clone(&plan.users));
             self.spawn(async move {
@@ -365,7 +384,7 @@ impl<R: Runtime> Inner<R> {
         let file = self.file(slot).await.ok();
         let mut read = None;
         if let (Some(crcs), Some(file)) = (crcs, file)
-            && self.reads.borrow().is_current(mark)
+            && self.reads.borrow().is_current(mark, &blocks)
         {
             let buf = self.io.read(&file, blocks.len() * PAGE, u64::from(blocks.start * BLOCK)).await.ok();
             read = buf.filter(|buf| first_bad(buf.as_ref(), &crcs).is_none()).map(|buf| (buf, crcs));
@@ -377,20 +396,18 @@ impl<R: Runtime> Inner<R> {
     /// One read of the device answers.
     async fn read_one(
         self: &Rc<Self>,
-        chunk: ChunkHandle,
         plan: &Plan,
         blocks: Range<u32>,
         crcs: Vec<u32>,
         way: Way,
     ) -> Result<Answer<R>, Miss> {
-        let mark = self.reads.borrow_mut().mark(chunk);
         if way == Way::Device {
-            let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
+            let buf = self.device(plan, blocks, &crcs).await?;
             return Ok((buf, crcs));
         }
-        let lead = self.reads.borrow_mut().begin(mark, blocks.clone());
-        let came = self.note(plan, mark);
-        let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
+        let lead = self.reads.borrow_mut().begin(plan.mark, blocks.clone());
+        let came = self.note(plan);
+        let buf = self.device(plan, blocks, &crcs).await?;
         self.reads.borrow_mut().land(lead, Some((&buf, &crcs)), came);
         Ok((buf, crcs))
     }
@@ -398,22 +415,20 @@ impl<R: Runtime> Inner<R> {
     /// Somebody else's read of the device answers.
     async fn read_joined(
         self: &Rc<Self>,
-        chunk: ChunkHandle,
         plan: &Plan,
         flight: &Rc<Flight<R>>,
         blocks: Range<u32>,
         crcs: Vec<u32>,
     ) -> Result<Answer<R>, Miss> {
-        let mark = self.reads.borrow_mut().mark(chunk);
-        let came = self.note(plan, mark);
+        let came = self.note(plan);
         // A small part of a large buffer is copied, so that it does not keep all of it.
         let is_small = blocks.len() * 2 < flight.blocks.len();
         let copy = if is_small { Some(self.io.rt.alloc(blocks.len() * PAGE).await) } else { None };
         let Some(landed) = flight.landed().await else {
-            let buf = self.device(plan.slot, mark, blocks, &crcs).await?;
+            let buf = self.device(plan, blocks, &crcs).await?;
             return Ok((buf, crcs));
         };
-        self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, came);
+        self.reads.borrow_mut().joined(plan.mark, flight, blocks.clone(), &landed, came);
         let Landed { buf, crcs } = self.part(&landed, &flight.blocks, &blocks);
         let buf = match copy {
             Some(mut copy) => {
@@ -437,8 +452,8 @@ impl<R: Runtime> Inner<R> {
         let stopped = |_| StoreError::Fenced("the store is shut down".into());
         let permit = if crcs.is_empty() { None } else { Some(self.assembling.acquire().await.map_err(stopped)?) };
         let mut whole = self.io.rt.alloc(plan.count() * PAGE).await;
+        self.same(plan)?;
         crcs.resize(plan.count(), 0);
-        let mark = self.reads.borrow_mut().mark(chunk);
         let pieces = self.pieces(chunk, plan, way);
         let first = plan.blocks.start;
         let place = |blocks: &Range<u32>| (blocks.start - first) as usize..(blocks.end - first) as usize;
@@ -446,7 +461,12 @@ impl<R: Runtime> Inner<R> {
             pieces.iter().filter_map(|piece| if let Piece::Cached(blocks) = piece { Some(blocks) } else { None })
         {
             let (at, mut found) = (place(blocks), Vec::with_capacity(blocks.len()));
-            if !self.copy_cached(chunk, blocks.start, &mut whole.as_mut()[at.start * PAGE..at.end * PAGE], &mut found) {
+            if !self.copy_cached(
+                plan.mark,
+                blocks.start,
+                &mut whole.as_mut()[at.start * PAGE..at.end * PAGE],
+                &mut found,
+            ) {
                 return Err(Miss::Changed);
             }
             crcs[at].copy_from_slice(&found);
@@ -454,14 +474,16 @@ impl<R: Runtime> Inner<R> {
         // All reads of the device are begun before anybody else's are waited for, so that two who join
         // each other's both get on.
         let begin = |piece: &Piece<R>| match piece {
-            Piece::Device(blocks) if way == Way::Shared => Some(self.reads.borrow_mut().begin(mark, blocks.clone())),
+            Piece::Device(blocks) if way == Way::Shared => {
+                Some(self.reads.borrow_mut().begin(plan.mark, blocks.clone()))
+            }
             _ => None,
         };
         let leads: Vec<Option<Lead<R>>> = pieces.iter().map(begin).collect();
-        let came = if way == Way::Shared && !pieces.is_empty() { self.note(plan, mark) } else { Came::Alone };
+        let came = if way == Way::Shared && !pieces.is_empty() { self.note(plan) } else { Came::Alone };
         let fetched = join_all(pieces.iter().zip(leads).map(|(piece, lead)| {
             let crcs = crcs.get(place(&piece.blocks())).unwrap_or_default();
-            self.fetch(plan, mark, piece, lead, crcs, came)
+            self.fetch(plan, piece, lead, crcs, came)
         }))
         .await;
         let bytes = whole.as_mut();
@@ -487,7 +509,6 @@ impl<R: Runtime> Inner<R> {
     async fn fetch(
         &self,
         plan: &Plan,
-        mark: Mark,
         piece: &Piece<R>,
         lead: Option<Lead<R>>,
         crcs: &[u32],
@@ -498,13 +519,13 @@ impl<R: Runtime> Inner<R> {
             Piece::Device(blocks) => blocks,
             Piece::Joined(flight, blocks) => {
                 if let Some(landed) = flight.landed().await {
-                    self.reads.borrow_mut().joined(mark, flight, blocks.clone(), &landed, came);
+                    self.reads.borrow_mut().joined(plan.mark, flight, blocks.clone(), &landed, came);
                     return Ok(Some(self.part(&landed, &flight.blocks, blocks)));
                 }
                 blocks
             }
         };
-        let buf = self.device(plan.slot, mark, blocks.clone(), crcs).await?;
+        let buf = self.device(plan, blocks.clone(), crcs).await?;
         if let Some(lead) = lead {
             self.reads.borrow_mut().land(lead, Some((&buf, crcs)), came);
         }
@@ -520,7 +541,8 @@ impl<R: Runtime> Inner<R> {
 
     /// Reads blocks from their places and verifies them. What is wrong is read again before it is called
     /// bad, unless the blocks have changed meanwhile.
-    async fn device(&self, slot: u32, mark: Mark, blocks: Range<u32>, crcs: &[u32]) -> Result<R::Buf, Miss> {
+    async fn device(&self, plan: &Plan, blocks: Range<u32>, crcs: &[u32]) -> Result<R::Buf, Miss> {
+        let (slot, mark) = (plan.slot, plan.mark);
         let failed = |error: io::Error| Miss::Failed(StoreError::ReadFailed(error.to_string()));
         let file = self.file(slot).await.map_err(failed)?;
         let (len, at) = (blocks.len() * PAGE, u64::from(blocks.start) * u64::from(BLOCK));
@@ -534,7 +556,7 @@ impl<R: Runtime> Inner<R> {
             let is_first = tries.next() == Some(0);
             match (read, bad) {
                 (Ok(buf), None) => return Ok(buf),
-                _ if !self.reads.borrow().is_current(mark) => return Err(Miss::Changed),
+                _ if !self.reads.borrow().is_current(mark, &blocks) => return Err(Miss::Changed),
                 _ if is_first => {}
                 (Ok(_), Some(bad)) => {
                     tracing::warn!(chunk = %mark.chunk, slot, block = blocks.start + bad, "block fails its checksum");

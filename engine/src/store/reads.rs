@@ -2,8 +2,8 @@
 //!
 //! Everything here is under the generation of a chunk, a number that is never used again: when the
 //! chunk goes, or is another one, its generation ends, and whatever still arrives under it is thrown
-//! away. When blocks of a chunk change, its count of changes rises, and a read that began before the
-//! change is not kept. So no older bytes can come back, whatever was in flight.
+//! away. When blocks of a chunk change, the change is numbered, and a read of them that began before is
+//! not kept. So no older bytes can come back, whatever was in flight.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -32,6 +32,9 @@ const BAD_MAX: usize = 1024;
 
 /// Cached blocks between two that are not, that are read again rather than read around.
 const BRIDGE: u32 = 16;
+
+/// Changes of a chunk whose places are remembered: a read that lasts longer than that is not kept.
+const CHANGES_MAX: usize = 64;
 
 /// A read of so many blocks counts as a scan.
 pub(crate) const SCAN: u32 = 16;
@@ -165,6 +168,8 @@ impl<R: Runtime> Piece<R> {
 struct Lines<R: Runtime> {
     generation: u64,
     changes: u64,
+    /// Blocks of the last changes.
+    recent: VecDeque<Range<u32>>,
     flights: Vec<Rc<Flight<R>>>,
     streams: Streams,
 }
@@ -217,6 +222,10 @@ impl<R: Runtime> Reads<R> {
     pub(crate) fn changed(&mut self, chunk: ChunkHandle, blocks: Range<u32>) {
         let Some(lines) = self.chunks.get_mut(&chunk) else { return };
         lines.changes += 1;
+        lines.recent.push_back(blocks.clone());
+        if lines.recent.len() > CHANGES_MAX {
+            lines.recent.pop_front();
+        }
         lines.flights.retain(|flight| !overlap(&flight.blocks, &blocks));
         for block in blocks {
             self.cache.remove(Name::new(lines.generation, block));
@@ -236,23 +245,37 @@ impl<R: Runtime> Reads<R> {
         Mark { chunk, generation: lines.generation, changes: lines.changes }
     }
 
-    /// Whether nothing has changed since.
-    pub(crate) fn is_current(&self, mark: Mark) -> bool {
-        let now = self.chunks.get(&mark.chunk).map(|lines| (lines.generation, lines.changes));
-        now == Some((mark.generation, mark.changes))
+    /// Whether the chunk is still the one that it was.
+    pub(crate) fn is_same(&self, mark: Mark) -> bool {
+        self.of(mark).is_some()
+    }
+
+    /// Whether it is, and none of the blocks has changed since.
+    pub(crate) fn is_current(&self, mark: Mark, blocks: &Range<u32>) -> bool {
+        let Some(lines) = self.of(mark) else { return false };
+        let since = usize::try_from(lines.changes - mark.changes).unwrap_or(usize::MAX);
+        // What is not remembered may have been anything.
+        since <= lines.recent.len() && !lines.recent.iter().rev().take(since).any(|changed| overlap(changed, blocks))
+    }
+
+    /// What is known of the chunk, if it is still the one that it was.
+    fn of(&self, mark: Mark) -> Option<&Lines<R>> {
+        self.chunks.get(&mark.chunk).filter(|lines| lines.generation == mark.generation)
     }
 
     fn lines(&mut self, chunk: ChunkHandle) -> &mut Lines<R> {
         let generations = &mut self.generations;
         self.chunks.entry(chunk).or_insert_with(|| {
             *generations += 1;
-            Lines { generation: *generations, changes: 0, flights: Vec::new(), streams: Streams::default() }
+            let generation = *generations;
+            let (changes, recent, flights, streams) = Default::default();
+            Lines { generation, changes, recent, flights, streams }
         })
     }
 
     /// Whether all of the blocks are in memory.
-    pub(crate) fn has_all(&self, chunk: ChunkHandle, mut blocks: Range<u32>) -> bool {
-        let Some(lines) = self.chunks.get(&chunk).filter(|_| !self.cache.is_off()) else { return false };
+    pub(crate) fn has_all(&self, mark: Mark, mut blocks: Range<u32>) -> bool {
+        let Some(lines) = self.of(mark).filter(|_| !self.cache.is_off()) else { return false };
         blocks.all(|block| self.cache.has(Name::new(lines.generation, block)))
     }
 
@@ -260,19 +283,19 @@ impl<R: Runtime> Reads<R> {
     /// that is known. False when one is not here, or is not what it should be and now gone.
     pub(crate) fn copy(
         &mut self,
-        chunk: ChunkHandle,
+        mark: Mark,
         first: u32,
         into: &mut [Page],
         crcs: &mut Vec<u32>,
         now: impl Fn(u32) -> Option<u32>,
     ) -> bool {
-        let Some(lines) = self.chunks.get(&chunk) else { return false };
+        let Some(generation) = self.of(mark).map(|lines| lines.generation) else { return false };
         for (block, into) in (first..).zip(into) {
-            let name = Name::new(lines.generation, block);
+            let name = Name::new(generation, block);
             let Some((bytes, crc)) = self.cache.get(name) else { return false };
             into.copy_from_slice(bytes);
             if now(block).is_some_and(|now| now != crc) || crc32c::crc32c(into) != crc {
-                tracing::warn!(%chunk, block, "block in memory is not the chunk's any more");
+                tracing::warn!(chunk = %mark.chunk, block, "block in memory is not the chunk's any more");
                 self.cache.remove(name);
                 return false;
             }
@@ -314,7 +337,7 @@ impl<R: Runtime> Reads<R> {
     /// What a read brought, for who joined it and for the cache. `None`: it failed.
     pub(crate) fn land(&mut self, lead: Lead<R>, landed: Option<(&R::Buf, &[u32])>, came: Came) {
         let flight = &lead.flight;
-        let is_current = self.is_current(lead.mark);
+        let is_current = self.is_current(lead.mark, &flight.blocks);
         let keep = flight.ahead.is_some() && landed.is_some() && is_current;
         if let Some(lines) = self.chunks.get_mut(&lead.mark.chunk).filter(|_| !keep) {
             lines.flights.retain(|other| !Rc::ptr_eq(other, flight));
@@ -346,7 +369,7 @@ impl<R: Runtime> Reads<R> {
         let Some(ahead) = &flight.ahead else { return };
         let (from, to) = (blocks.start - flight.blocks.start, blocks.end - flight.blocks.start);
         ahead.uses(from..to);
-        if !self.is_current(mark) {
+        if !self.is_current(mark, &blocks) {
             return;
         }
         let pages = &landed.buf.as_ref().as_chunks::<PAGE>().0[from as usize..to as usize];

@@ -215,23 +215,31 @@ fn read_ahead_stops_when_memory_is_short() {
 
 #[test]
 fn what_read_ahead_holds_is_bounded_however_many_read() {
-    let all = bytes(1, 32 << 20);
+    let all = bytes(1, 10 << 20);
     let reads = ReadConfig { cache_bytes: 0, ahead_max: 256 << 10 };
     let rig = rig(reads, &all);
     let bound = reads.buffers() as u64;
     assert_eq!(bound, 8 * (256 << 10));
+    for chunk in [8, 9, 10] {
+        rig.create(chunk);
+        (1..).zip(all.chunks(1 << 20)).for_each(|(op, piece)| rig.append(chunk, op, piece).unwrap());
+    }
     rig.on(7, move |_, store| async move {
-        for chunk in 20..40 {
-            store.create(create_args(chunk)).await.unwrap();
-        }
-        for round in 0..200 {
-            // Four readers of each of three ranges: more than there are streams.
-            let readers = (0..12).map(|reader| read(&store, (reader * 600 + round) * 4096, 4096));
+        let mut most = 0;
+        for round in 0..300 {
+            // As many streams as a chunk has, in each of four: twice what there is room for.
+            let readers = (0..16).map(|reader| {
+                let (chunk, offset) = (ChunkHandle(7 + u64::from(reader % 4)), (reader / 4 * 600 + round) * 4096);
+                store.read(chunk, offset, 4096, Upto::Durable)
+            });
             for got in join_all(readers).await {
                 got.unwrap();
             }
-            assert!(store.counters().ahead_bytes <= bound);
+            most = most.max(store.counters().ahead_bytes);
         }
+        let counters = store.counters();
+        assert!(most <= bound && most > bound * 3 / 4, "{most} of {bound}");
+        assert!(counters.ahead_used > 3000 && counters.ahead_used > counters.ahead_wasted * 2, "{counters:?}");
     });
 }
 
@@ -317,6 +325,22 @@ fn a_read_that_began_before_a_change_is_not_kept() {
 }
 
 #[test]
+fn what_an_append_writes_in_place_has_changed() {
+    let rig = Rig::start_reading(2, &new_disk(), BOTH);
+    rig.create(7);
+    rig.append(7, 1, &bytes(1, 40_000)).unwrap();
+    rig.on(7, |rt, store| async move {
+        let mark = store.inner.reads.borrow_mut().mark(CHUNK);
+        append(&rt, &store, 7, 2, &bytes(2, 10_000)).await.unwrap();
+        let reads = store.inner.reads.borrow();
+        assert!(
+            reads.is_current(mark, &(0..9)) && !reads.is_current(mark, &(9..10)) && !reads.is_current(mark, &(11..12))
+        );
+        assert!(reads.is_current(mark, &(12..13)), "still in memory");
+    });
+}
+
+#[test]
 fn what_was_read_ahead_before_a_change_is_thrown_away() {
     let all = bytes(1, 1 << 20);
     let rig = rig(BOTH, &all);
@@ -371,6 +395,59 @@ fn a_chunk_that_takes_a_handle_again_shows_nothing_of_the_one_before() {
         for at in (0..98304).step_by(4096) {
             assert_eq!(read(&store, at, 4096).await.unwrap(), new[at as usize..at as usize + 4096]);
         }
+    });
+}
+
+#[test]
+fn a_read_that_waits_while_its_chunk_becomes_another_shows_and_keeps_nothing_of_the_old_one() {
+    let old = bytes(1, 100_000);
+    let rig = rig(BOTH, &old);
+    rig.on(7, |rt, store| async move {
+        read(&store, 20480, 4096).await.unwrap();
+        // One block in memory and two that are not: it waits for its turn to put them together.
+        let turns = [store.inner.assembling.acquire().await.unwrap(), store.inner.assembling.acquire().await.unwrap()];
+        let new = bytes(2, 100_000);
+        let becomes = async {
+            store.condemn(TERM, CHUNK, 5, 1).await.unwrap();
+            store.free(TERM, CHUNK, 5).await.unwrap();
+            store.create(super::super::CreateArgs { epoch: Epoch(2), ..create_args(7) }).await.unwrap();
+            append(&rt, &store, 7, 1, &new).await.unwrap();
+            drop(turns);
+        };
+        let (got, ()) = join(read(&store, 20480, 12288), becomes).await;
+        assert_eq!(got.unwrap(), new[20480..32768]);
+        for block in 5..8 {
+            assert_eq!(read(&store, block * 4096, 4096).await.unwrap(), new[block as usize * 4096..][..4096]);
+        }
+    });
+}
+
+#[test]
+fn a_reader_behind_a_writer_keeps_what_it_read() {
+    let all = bytes(1, 1 << 20);
+    let rig = Rig::start_reading(2, &new_disk(), BOTH);
+    rig.create(7);
+    rig.append(7, 1, &all).unwrap();
+    let disk = rig.sim.disk();
+    let slot = slot(&rig, 7);
+    rig.on(7, |rt, store| async move {
+        read(&store, 0, 1).await.unwrap();
+        disk.inject(Rule::new(Op::Read, Fault::Delay(Duration::from_secs(1))).on(slot));
+        let more = bytes(2, 50_000);
+        let (got, appended) = join(read(&store, 81920, 4096), append(&rt, &store, 7, 2, &more)).await;
+        appended.unwrap();
+        assert_eq!(got.unwrap(), all[81920..86016]);
+        let again = spent(&store, async { drop(read(&store, 81920, 4096).await.unwrap()) }).await;
+        assert_eq!((again.device_reads, again.cache_hits), (0, 1));
+        // More changes than are remembered: it cannot be known.
+        disk.inject(Rule::new(Op::Read, Fault::Delay(Duration::from_secs(1))).on(slot));
+        let many = async {
+            rt.sleep(Duration::from_millis(1)).await;
+            (0..100).for_each(|_| store.inner.reads.borrow_mut().changed(CHUNK, 500..501));
+        };
+        join(read(&store, 163_840, 4096), many).await.0.unwrap();
+        let again = spent(&store, async { drop(read(&store, 163_840, 4096).await.unwrap()) }).await;
+        assert_eq!((again.device_reads, again.cache_hits), (1, 0));
     });
 }
 
@@ -449,6 +526,8 @@ fn a_scrub_sees_the_device_whatever_is_in_memory() {
         assert_eq!(read(&store, 8192, 4096).await.unwrap(), all[8192..12288]);
         let scrubbed = store.read_device(CHUNK, 0, 32768, Upto::Durable).await.map(drop);
         assert_eq!(scrubbed, Err(StoreError::BadBlock(2)));
+        let alone = store.read_device(CHUNK, 8192, 4096, Upto::Durable).await.map(drop);
+        assert_eq!(alone, Err(StoreError::BadBlock(2)));
         let before = store.counters().cache_bytes;
         store.read_device(CHUNK, 16384, 32768, Upto::Durable).await.map(drop).unwrap();
         assert_eq!(store.counters().cache_bytes, before, "and keeps nothing");
