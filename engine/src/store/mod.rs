@@ -8,7 +8,7 @@
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
 //!         blocks  ahead  reads                    what is kept in memory, what is read before it is asked for
-//! drivers append  read  load  seal  life  slots   one operation each
+//! drivers append  read  many  load  seal  life  slots   one operation each
 //!         commit  checkpoint  recover  walk  format  open
 //! ```
 //!
@@ -38,6 +38,7 @@ mod layout;
 mod life;
 mod load;
 mod log;
+mod many;
 mod open;
 mod page;
 mod read;
