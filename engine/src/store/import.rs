@@ -370,11 +370,11 @@ impl<R: Runtime> Inner<R> {
             filling: Rc::default(),
             private: 0,
             lent: Rc::default(),
-            rewrites: 0,
         };
         state.log.group.ends.insert(args.chunk, end);
         state.chunks.insert(args.chunk, chunk);
         state.by_slot.insert(import.slot, args.chunk);
+        self.reads.borrow_mut().forget(args.chunk);
         self.accepted(state);
         self.keep_slots_ready_in(state);
         Ok(Some(state.log.group.done.clone()))

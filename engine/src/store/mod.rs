@@ -7,15 +7,18 @@
 //! ```text
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
-//! drivers append  overwrite  repair  read  seal  life  slots   one operation each
+//!         blocks  ahead  reads                    what is kept in memory, what is read before it is asked for
+//! drivers append  overwrite  repair  read  many  load  seal  life  slots   one operation each
 //!         commit  checkpoint  recover  walk  format  open
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
 //! the shards of a disk share only `shared`. The format is drawn in `docs/disk-format.md`.
 
+mod ahead;
 mod append;
 mod batch;
+mod blocks;
 mod cache;
 #[cfg(test)]
 mod canary;
@@ -35,11 +38,14 @@ mod import;
 mod io;
 mod layout;
 mod life;
+mod load;
 mod log;
+mod many;
 mod open;
 mod overwrite;
 mod page;
 mod read;
+mod reads;
 mod record;
 mod recover;
 mod reopen;
@@ -63,6 +69,6 @@ pub use recover::{Recovered, ShardSeed, recover};
 pub use repair::REPAIR_BLOCKS_MAX;
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
-    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, RecoverySummary, ReopenArgs,
-    Space, Upto, View,
+    BadBlock, Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, ReadConfig,
+    RecoverySummary, ReopenArgs, Space, Upto, View,
 };

@@ -236,10 +236,12 @@ fn as_f64(value: u64) -> f64 {
 
 type Row<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const GAUGES: [Row<ShardStatus>; 3] = [
+const GAUGES: [Row<ShardStatus>; 5] = [
     ("hercules_chunks", "Replicas held.", |it| it.chunk_count),
     ("hercules_open_chains", "Chains this shard is a member of.", |it| it.open_count),
     ("hercules_connections", "Connections served.", |it| it.connection_count),
+    ("hercules_read_cache_bytes", "Blocks held in memory.", |it| it.store.cache_bytes),
+    ("hercules_read_ahead_held_bytes", "Read ahead, on their way or not used yet.", |it| it.store.ahead_bytes),
 ];
 
 const SERVED: [Row<Served>; 12] = [
@@ -257,7 +259,7 @@ const SERVED: [Row<Served>; 12] = [
     ("hercules_reports_total", "Reports of trouble to the master.", |it| it.reports),
 ];
 
-const STORE: [Row<Counters>; 11] = [
+const STORE: [Row<Counters>; 18] = [
     ("hercules_journal_groups_total", "Group commits.", |it| it.groups),
     ("hercules_flushes_total", "Flushes of the journal.", |it| it.flushes),
     ("hercules_slot_syncs_total", "Flushes of slots.", |it| it.slot_syncs),
@@ -269,4 +271,11 @@ const STORE: [Row<Counters>; 11] = [
     ("hercules_checkpoints_total", "Checkpoints of the journal.", |it| it.checkpoints),
     ("hercules_bad_blocks_total", "Blocks that failed their checksum.", |it| it.bad_blocks),
     ("hercules_disk_fences_total", "Times the disk was taken out of service.", |it| it.fences),
+    ("hercules_read_cache_hits_total", "Blocks served from memory.", |it| it.cache_hits),
+    ("hercules_read_cache_misses_total", "Blocks that a reader waited for the device for.", |it| it.cache_misses),
+    ("hercules_read_cache_evictions_total", "Blocks that left memory for others.", |it| it.cache_evictions),
+    ("hercules_reads_joined_total", "Reads served by a read of the device that was under way.", |it| it.reads_joined),
+    ("hercules_read_ahead_blocks_total", "Blocks read ahead.", |it| it.ahead_blocks),
+    ("hercules_read_ahead_used_total", "Of these, used.", |it| it.ahead_used),
+    ("hercules_read_ahead_wasted_total", "Of these, thrown away unused.", |it| it.ahead_wasted),
 ];

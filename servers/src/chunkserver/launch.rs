@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use engine::probe::{Check, Verdict, probe};
 use engine::runtime::Backend;
 use engine::runtime::shard::{ShardConfig, Spawn};
-use engine::store::{self, DiskConfig, DiskLock, OpenError, STORE_MEMORY, ShardSeed, Store};
+use engine::store::{self, DiskConfig, DiskLock, OpenError, ShardSeed, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle as Task;
 use wire::{ClusterId, ServerId};
@@ -191,6 +191,7 @@ async fn start_shards<R: Spawn>(
 ) -> Result<(Vec<ShardThread>, Vec<mpsc::Sender<ToShard>>), StartError> {
     let shards = config.shard_count();
     let memory = usize::try_from(config.memory_per_shard).unwrap_or(usize::MAX);
+    let (reads, budget) = (config.reads(), config.budget());
     let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (mut threads, mut mailboxes, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
     for (index, seed) in (0_u32..).zip(seeds) {
@@ -200,9 +201,9 @@ async fn start_shards<R: Spawn>(
         let (ready, is_ready) = oneshot::channel();
         let control = to_control.clone();
         let work = move |rt: R| async move {
-            match Store::start(rt.clone(), seed).await {
+            match Store::start_with(rt.clone(), seed, reads).await {
                 Ok(store) => {
-                    let budget = Budget::new((memory - STORE_MEMORY) as u64);
+                    let budget = Budget::new(budget);
                     let shard = Shard::new(rt, me, store, budget, control);
                     // An error means that the start was given up; the mailbox ends the shard then.
                     let _ = ready.send(Ok(()));

@@ -50,7 +50,9 @@ impl Cluster {
             admin: Some("127.0.0.1:0".into()),
             shards: Some(self.shards),
             runtime: backend(),
-            memory_per_shard: Config::MEMORY_MIN,
+            memory_per_shard: Config::MEMORY_MIN + 8 * (256 << 10),
+            read_cache_bytes: 4 << 20,
+            read_ahead_max: 256 << 10,
             ring_bytes: Some(16 << 20),
             ..Config::new(root, self.master.address.clone())
         }
