@@ -42,6 +42,7 @@ suite! {
     buffers::frozen_bytes_do_not_change,
     buffers::an_empty_pool_waits_and_resumes,
     buffers::a_slice_keeps_its_buffer_out_of_the_pool,
+    buffers::what_is_read_is_counted_and_waits_for_nobody,
     files::what_is_written_is_read,
     files::a_read_is_short_only_at_the_end,
     files::a_slice_of_a_frozen_buffer_is_written,

@@ -53,6 +53,12 @@ pub(crate) struct Chunkserver {
     /// Memory for buffers of each shard
     #[arg(long, env = "HERCULES_MEMORY", default_value = "256M", value_parser = size::parse, value_name = "SIZE")]
     memory: u64,
+    /// Blocks that each shard keeps in ordinary memory for readers; 0 keeps none
+    #[arg(long, env = "HERCULES_READ_CACHE", default_value = "64M", value_parser = size::parse, value_name = "SIZE")]
+    read_cache: u64,
+    /// Most that is read ahead of a reader in order, up to 2M; eight times as much of --memory is set aside. 0 reads nothing ahead
+    #[arg(long, env = "HERCULES_READ_AHEAD", default_value = "1M", value_parser = size::parse, value_name = "SIZE")]
+    read_ahead: u64,
     /// Log area of each shard's journal, when the folder is new [default: 512M divided by the shards]
     #[arg(long, env = "HERCULES_JOURNAL", value_parser = size::parse, value_name = "SIZE")]
     journal: Option<u64>,
@@ -120,6 +126,8 @@ impl Chunkserver {
             shards: Some(self.shards).filter(|shards| *shards > 0),
             runtime: self.runtime,
             memory_per_shard: self.memory,
+            read_cache_bytes: self.read_cache,
+            read_ahead_max: self.read_ahead,
             pin: self.pin,
             ring_bytes: self.journal,
             scrub_every: Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600),

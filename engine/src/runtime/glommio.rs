@@ -78,7 +78,7 @@ pub struct GlommioBuf(Content);
 #[derive(Clone)]
 enum Content {
     Filled { bytes: Rc<DmaBuffer>, _lease: Rc<Lease>, range: Range<usize> },
-    Read(ReadResult),
+    Read { bytes: ReadResult, _lease: Option<Rc<Lease>> },
 }
 
 /// Receiving half of a connection.
@@ -237,6 +237,10 @@ impl Runtime for GlommioRuntime {
         Some(Self::buffer(len, self.0.pool.try_lease(len)?))
     }
 
+    fn has_room(&self, len: usize) -> bool {
+        self.0.pool.has_room(len)
+    }
+
     fn freeze(&self, buf: GlommioMutBuf) -> GlommioBuf {
         let range = 0..buf.len;
         GlommioBuf(Content::Filled { bytes: Rc::new(buf.bytes), _lease: Rc::new(buf.lease), range })
@@ -282,14 +286,17 @@ impl Runtime for GlommioRuntime {
     async fn read_at(&self, file: &Rc<DmaFile>, len: usize, offset: u64) -> io::Result<GlommioBuf> {
         assert!(len.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64), "direct I/O is in blocks");
         if len == 0 {
-            return Ok(GlommioBuf(Content::Read(ReadResult::default())));
+            return Ok(GlommioBuf(Content::Read { bytes: ReadResult::default(), _lease: None }));
         }
+        let lease = self.0.pool.charge(len);
         let reading = Rc::clone(file);
-        let read = self.finish(async move { reading.read_at_aligned(offset, len).await }).await.map_err(plain)?;
-        if read.len() < len {
-            host::check_short(borrow(&**file), offset, read.len())?;
+        // The lease goes with the operation: its buffer lives until it ends, whoever waits.
+        let (read, lease) = self.finish(async move { (reading.read_at_aligned(offset, len).await, lease) }).await;
+        let bytes = read.map_err(plain)?;
+        if bytes.len() < len {
+            host::check_short(borrow(&**file), offset, bytes.len())?;
         }
-        Ok(GlommioBuf(Content::Read(read)))
+        Ok(GlommioBuf(Content::Read { bytes, _lease: Some(Rc::new(lease)) }))
     }
 
     async fn fdatasync(&self, file: &Rc<DmaFile>) -> io::Result<()> {
@@ -447,7 +454,7 @@ impl AsRef<[u8]> for GlommioBuf {
     fn as_ref(&self) -> &[u8] {
         match &self.0 {
             Content::Filled { bytes, range, .. } => &bytes.as_bytes()[range.clone()],
-            Content::Read(read) => read,
+            Content::Read { bytes, .. } => bytes,
         }
     }
 }
@@ -461,9 +468,10 @@ impl GlommioBuf {
                 _lease: Rc::clone(_lease),
                 range: range.start + wanted.start..range.start + wanted.end,
             },
-            Content::Read(read) => {
-                Content::Read(ReadResult::slice(read, wanted.start, wanted.len()).unwrap_or_default())
-            }
+            Content::Read { bytes, _lease } => Content::Read {
+                bytes: ReadResult::slice(bytes, wanted.start, wanted.len()).unwrap_or_default(),
+                _lease: _lease.clone(),
+            },
         })
     }
 

@@ -91,11 +91,12 @@ pub trait Runtime: Clone + 'static {
     type Writer: 'static;
 
     /// A buffer of exactly `len` bytes, at most 2 MiB, content unspecified. Waits while the pool is
-    /// used up, first come first served: that is the backpressure, and the bound on memory. What
-    /// [`Runtime::read_at`] returns is not counted: who issues reads bounds them.
+    /// used up, first come first served: that is the backpressure, and the bound on memory.
     async fn alloc(&self, len: usize) -> Self::MutBuf;
     /// A buffer now if the pool has one.
     fn try_alloc(&self, len: usize) -> Option<Self::MutBuf>;
+    /// Whether the pool has `len` bytes that nobody waits for: for work that can be left undone.
+    fn has_room(&self, len: usize) -> bool;
     /// From now on the bytes do not change.
     fn freeze(&self, buf: Self::MutBuf) -> Self::Buf;
     /// A range of a frozen buffer, sharing its memory.
@@ -112,6 +113,10 @@ pub trait Runtime: Clone + 'static {
     /// one whose address is not a multiple of 4,096.
     async fn write_at(&self, file: &Self::File, buf: Self::Buf, offset: u64) -> io::Result<usize>;
     /// Reads `len` bytes at `offset`, both multiples of 4,096. Shorter only at the end of the file.
+    /// Waits for no room: its buffer is taken from the pool whatever is left there, and
+    /// [`Runtime::alloc`] waits until the sum fits again. So memory is bounded by the pool and by the
+    /// reads in flight, which whoever issues them bounds; and no read waits for a buffer that waits
+    /// for a read.
     async fn read_at(&self, file: &Self::File, len: usize, offset: u64) -> io::Result<Self::Buf>;
     /// Durable on return: every write to `file` that completed before the call, its extents, and
     /// everything else the device completed before the call.

@@ -223,6 +223,10 @@ impl<D: Driver> Runtime for MonoioRuntime<D> {
         Some(self.buffer(len, Some(lease)))
     }
 
+    fn has_room(&self, len: usize) -> bool {
+        self.shared.pool.has_room(len)
+    }
+
     fn freeze(&self, buf: MonoioMutBuf) -> MonoioBuf {
         let range = 0..buf.len;
         MonoioBuf { whole: Rc::new(buf), range }
@@ -257,7 +261,8 @@ impl<D: Driver> Runtime for MonoioRuntime<D> {
 
     async fn read_at(&self, file: &Rc<File>, len: usize, offset: u64) -> io::Result<MonoioBuf> {
         assert!(len.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64), "direct I/O is in blocks");
-        let window = Window { buf: self.buffer(len, None), range: 0..len };
+        let lease = self.shared.pool.charge(len);
+        let window = Window { buf: self.buffer(len, Some(lease)), range: 0..len };
         let reading = Rc::clone(file);
         let (read, window) = self.finish(async move { reading.read_at(window, offset).await }).await;
         let count = read?;

@@ -61,6 +61,20 @@ impl Pool {
         Some(Lease { pool: self.clone(), bytes })
     }
 
+    /// The bytes at once, whatever is left: for what others bound. Those who wait go on waiting until
+    /// the sum fits again.
+    pub(super) fn charge(&self, len: usize) -> Lease {
+        let bytes = charge(len);
+        self.0.borrow_mut().used += bytes;
+        Lease { pool: self.clone(), bytes }
+    }
+
+    /// Whether [`Pool::try_lease`] would succeed.
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        let state = self.0.borrow();
+        state.waiting.is_empty() && state.fits(charge(len))
+    }
+
     /// Bytes leased at the moment.
     #[cfg(test)]
     pub(super) fn used(&self) -> usize {
@@ -179,6 +193,23 @@ mod tests {
         drop(large);
         assert!(small.now_or_never().is_some());
         drop(held);
+    }
+
+    #[test]
+    fn what_is_charged_waits_for_nobody_and_makes_others_wait() {
+        let pool = Pool::new(2 * PAGE);
+        let first = pool.charge(2 * PAGE);
+        assert!(!pool.has_room(1) && pool.try_lease(1).is_none());
+        let second = pool.charge(PAGE);
+        assert_eq!(pool.used(), 3 * PAGE, "more than the pool has");
+        let mut waits = Box::pin(pool.lease(PAGE));
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(second);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(first);
+        assert!(!pool.has_room(PAGE), "somebody waits");
+        assert!(waits.now_or_never().is_some());
+        assert!(pool.has_room(2 * PAGE));
     }
 
     #[test]

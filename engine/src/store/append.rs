@@ -50,7 +50,8 @@ impl<R: Runtime> Store<R> {
                 return Err(StoreError::NoSpace);
             }
             let (first, end) = (entry.offset / BLOCK, (entry.offset + entry.length) / BLOCK);
-            assert!(!chunk.replica.redo.any(first, end), "no block is written by two at a time (rule R19)");
+            let image = chunk.replica.redo.first_from(first);
+            assert!(image.is_none_or(|image| image >= end), "no block is written by two at a time (rule R19)");
             (Rc::clone(chunk.replica.open_tail()), chunk.file.clone())
         };
         let bytes = content(&payload, entry.length, &entry.crcs)?;
@@ -199,6 +200,7 @@ impl<R: Runtime> Inner<R> {
         let len = count * BLOCK as usize;
         let end = first * BLOCK + u32::try_from(len).unwrap_or(u32::MAX);
         let (slot, no_zeros) = (held.slot(), held.zeros.gone_from(&(first * BLOCK..end)));
+        self.reads.borrow_mut().changed(chunk, first..end / BLOCK);
         let written = state.log.group.slots.entry(slot).or_insert_with(|| (file.clone(), 0));
         written.1 = written.1.max(end);
         let at = u64::from(first) * u64::from(BLOCK);

@@ -102,16 +102,14 @@ impl<R: Runtime> Inner<R> {
     /// From now on blocks change in place. Their images are durable: who reads from here on finds them
     /// in memory, and who read before looks again when it found neither old nor new.
     fn rewriting(&self, shots: &[Shot]) {
-        let mut state = self.state.borrow_mut();
-        let durable_lsn = state.log.durable_lsn;
+        let durable_lsn = self.state.borrow().log.durable_lsn;
+        let mut reads = self.reads.borrow_mut();
         for Shot { image, chunk, .. } in shots.iter().filter(|shot| !shot.image.redo.is_empty()) {
             let durable = image.redo.iter().all(|(_, image)| image.lsn <= durable_lsn);
             #[cfg(test)]
             let durable = durable || !self.canary.get().is_none();
             assert!(durable, "an image goes in place when the journal has it (rule R3)");
-            if let Some(chunk) = state.chunks.get_mut(chunk) {
-                chunk.rewrites += 1;
-            }
+            image.redo_runs().for_each(|run| reads.changed(*chunk, run));
         }
     }
 
@@ -259,9 +257,6 @@ impl<R: Runtime> State<R> {
     }
 }
 
-/// Blocks that are written in place with one call: 32 slots at a time take 2 MiB of buffers.
-const REDO_RUN: usize = 16;
-
 /// C3 to C5: images, partial blocks and children, flush; headers over one copy, flush; over the other, flush.
 pub(crate) async fn write_images<R: Runtime>(
     io: &Io<R>,
@@ -294,14 +289,13 @@ async fn write_children<R: Runtime>(io: &Io<R>, image: &Image, file: &R::File) -
     for (offset, page) in image.children.iter().chain(&image.in_place) {
         io.write_bytes(file, page.as_slice(), *offset).await?;
     }
-    let mut next = 0;
-    while let Some((first, _)) = image.redo.get(next) {
-        let run = &image.redo[next..];
-        let len = (*first..).zip(run).take(REDO_RUN).take_while(|(at, (block, _))| at == block).count();
-        let bytes: Vec<u8> = run[..len].iter().flat_map(|(_, image)| *Rc::as_ref(&image.block).as_ref()).collect();
-        io.write_bytes(file, &bytes, u64::from(*first) * u64::from(BLOCK)).await?;
-        io.count(|counters| counters.image_blocks += len as u64);
-        next += len;
+    let mut rest = &image.redo[..];
+    for blocks in image.redo_runs() {
+        let (run, later) = rest.split_at(blocks.len());
+        let bytes: Vec<u8> = run.iter().flat_map(|(_, image)| *Rc::as_ref(&image.block).as_ref()).collect();
+        io.write_bytes(file, &bytes, u64::from(blocks.start) * u64::from(BLOCK)).await?;
+        io.count(|counters| counters.image_blocks += run.len() as u64);
+        rest = later;
     }
     Ok(())
 }

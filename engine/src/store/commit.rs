@@ -134,7 +134,7 @@ impl<R: Runtime> Inner<R> {
         for (handle, end) in &group.ends {
             if let Some(chunk) = state.chunks.get_mut(handle) {
                 chunk.durable = end.clone();
-                chunk.replica.redo.durable(last_lsn);
+                chunk.replica.redo.durable(last_lsn, |blocks| self.reads.borrow_mut().renewed(*handle, blocks));
                 if end.epoch == chunk.replica.hdr.epoch {
                     chunk.replica.advance_committed(end.seq);
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::load::Wanted;
 use super::shard::Inner;
 use crate::runtime::{FileId, Open, Runtime};
 
@@ -23,7 +24,11 @@ impl<F> Default for Files<F> {
 
 impl<F: Clone> Files<F> {
     fn get(&mut self, slot: u32) -> Option<F> {
+        let recent = self.clock.saturating_sub(self.open.len() as u64 / 2);
         let (file, used) = self.open.get_mut(&slot)?;
+        if *used > recent {
+            return Some(file.clone()); // among the half used last
+        }
         self.by_use.remove(used);
         self.clock += 1;
         *used = self.clock;
@@ -47,13 +52,17 @@ impl<F: Clone> Files<F> {
 impl<R: Runtime> Inner<R> {
     /// The slot's file.
     pub(crate) async fn file(&self, slot: u32) -> std::io::Result<R::File> {
-        let known = self.files.borrow_mut().get(slot);
-        if let Some(file) = known {
+        loop {
+            let known = self.files.borrow_mut().get(slot);
+            if let Some(file) = known {
+                return Ok(file);
+            }
+            // Who is not the first to want it waits for the first.
+            let Some(_first) = self.once(Wanted::File(slot)).await else { continue };
+            let file = self.io.rt.open(&self.shared.root, FileId::Slot(slot), Open::Existing).await?;
+            self.files.borrow_mut().insert(slot, file.clone());
             return Ok(file);
         }
-        let file = self.io.rt.open(&self.shared.root, FileId::Slot(slot), Open::Existing).await?;
-        self.files.borrow_mut().insert(slot, file.clone());
-        Ok(file)
     }
 
     /// Keeps a file that was just made.

@@ -3,6 +3,8 @@
 //! Pure. The order in which it reaches the disk (C3 to C5: in place and children, flush, one header
 //! copy, flush, the other, flush) is the driver's, and the same for checkpoint and recovery.
 
+use std::ops::Range;
+
 use super::crcs::page_of;
 use super::header::{Hdr, SlotState};
 use super::layout::{BLOCK, CRCS_PER_PAGE, Child, DEDUP_PAGES, DEDUP_PER_PAGE};
@@ -22,7 +24,21 @@ pub(crate) struct Image {
     pub(crate) redo: Vec<(u32, RedoImage)>,
 }
 
+/// Blocks that are written in place with one call: 32 slots at a time take 2 MiB of buffers.
+const REDO_RUN: usize = 16;
+
 impl Image {
+    /// The blocks of `redo` in runs, each written in place with one call.
+    pub(crate) fn redo_runs(&self) -> impl Iterator<Item = Range<u32>> + '_ {
+        let mut rest = &self.redo[..];
+        std::iter::from_fn(move || {
+            let first = rest.first()?.0;
+            let end = (first..).zip(rest).take(REDO_RUN).take_while(|(at, (block, _))| at == block).last()?.0 + 1;
+            rest = &rest[(end - first) as usize..];
+            Some(first..end)
+        })
+    }
+
     /// Whether writing it in place makes extents written that are not: that needs a sync of the slot (rule R2).
     pub(crate) fn needs_slot_sync(&self) -> bool {
         let beyond = |block: u32| block >= self.hdr.written_upto / BLOCK;

@@ -370,7 +370,6 @@ impl<R: Runtime> Inner<R> {
             filling: Rc::default(),
             private: 0,
             lent: Rc::default(),
-            rewrites: 0,
             only_appends: false,
             last_append: 0,
             zeros: super::zero_ahead::Zeros::default(),
@@ -378,6 +377,7 @@ impl<R: Runtime> Inner<R> {
         state.log.group.ends.insert(args.chunk, end);
         state.chunks.insert(args.chunk, chunk);
         state.by_slot.insert(import.slot, args.chunk);
+        self.reads.borrow_mut().forget(args.chunk);
         self.accepted(state);
         self.keep_slots_ready_in(state);
         Ok(Some(state.log.group.done.clone()))

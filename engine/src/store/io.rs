@@ -73,9 +73,10 @@ impl<R: Runtime> Io<R> {
         if first.as_ref().len() == len {
             return Ok(first);
         }
+        // It gives back what it holds before it waits for a buffer.
+        drop(first);
         let mut whole = self.rt.alloc(len).await;
-        let mut done = first.as_ref().len();
-        whole.as_mut()[..done].copy_from_slice(first.as_ref());
+        let mut done = 0;
         while done < len {
             let next = self.read_some(file, len - done, offset + done as u64).await?;
             let count = next.as_ref().len();

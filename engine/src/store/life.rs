@@ -78,6 +78,7 @@ impl<R: Runtime> Store<R> {
         if let Some(chunk) = inner.state.borrow_mut().chunks.get_mut(&chunk) {
             chunk.file = None;
         }
+        inner.reads.borrow_mut().forget(chunk);
         done.wait().await
     }
 
@@ -175,7 +176,6 @@ impl<R: Runtime> Inner<R> {
             dirty_lsn: Some(free.dirty_lsn.unwrap_or(lsn)),
             allocated: free.allocated,
             users: free.users,
-            rewrites: 0,
             only_appends: true,
             last_append: 0,
             zeros: super::zero_ahead::Zeros::default(),
@@ -187,6 +187,7 @@ impl<R: Runtime> Inner<R> {
         state.log.group.ends.insert(args.chunk, chunk.durable.clone());
         state.chunks.insert(args.chunk, chunk);
         state.by_slot.insert(slot, args.chunk);
+        self.reads.borrow_mut().forget(args.chunk);
         self.accepted(state);
         self.keep_slots_ready_in(state);
         Ok(Some(state.log.group.done.clone()))
@@ -218,6 +219,7 @@ impl<R: Runtime> Inner<R> {
         }
         state.by_slot.remove(&slot);
         self.cache.borrow_mut().forget(handle);
+        self.reads.borrow_mut().forget(handle);
         state.log.group.freed.push(slot);
         self.accepted(state);
         Ok(Some(state.log.group.done.clone()))

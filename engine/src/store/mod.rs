@@ -7,16 +7,19 @@
 //! ```text
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
-//! drivers append  overwrite  repair  reopen  import  clone  read  seal  life   one operation each
-//!         slots  zero_ahead  commit  checkpoint  recover  walk  format  open  scrub  disk
+//!         blocks  ahead  reads                    what is kept in memory, what is read before it is asked for
+//! drivers append  overwrite  repair  reopen  import  clone  read  many  seal  life   one operation each
+//!         load  slots  zero_ahead  commit  checkpoint  recover  walk  format  open  scrub  disk
 //! tools   check  inspect  rebuild                what an operator looks at a disk with
 //! ```
 //!
 //! The lower half is generic over [`crate::runtime::Runtime`]. A shard's store is used by one thread;
 //! the shards of a disk share only `shared`. The format is drawn in `docs/disk-format.md`.
 
+mod ahead;
 mod append;
 mod batch;
+mod blocks;
 mod cache;
 #[cfg(any(test, feature = "canary"))]
 mod canary;
@@ -39,11 +42,14 @@ pub mod inspect;
 mod io;
 mod layout;
 mod life;
+mod load;
 mod log;
+mod many;
 mod open;
 mod overwrite;
 mod page;
 mod read;
+mod reads;
 pub mod rebuild;
 mod record;
 mod recover;
@@ -74,6 +80,6 @@ pub use repair::REPAIR_BLOCKS_MAX;
 pub use scrub::{BlocksScrubbed, PagesScrubbed, SCRUB_BLOCKS_MAX};
 pub use shard::{STORE_MEMORY, Store};
 pub use types::{
-    Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, RecoverySummary, ReopenArgs,
-    Space, Upto, View,
+    BadBlock, Blocks, Counters, CreateArgs, DiskConfig, Entry, Identity, ImportArgs, Promised, ReadConfig,
+    RecoverySummary, ReopenArgs, Space, Upto, View,
 };

@@ -21,14 +21,14 @@ use super::StoreError;
 use super::crcs::{self, CrcTable};
 use super::dedup::DedupTable;
 use super::header::{EpochStart, Flags, Hdr, SlotState};
-use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, align_down};
+use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, PAGE, align_down};
 use super::page;
 use super::record::{Append, Body, Create, FLAG_FILL, Op, Seal};
 pub(crate) use cut::cut_blocks;
 pub(crate) use install::installable;
 use overwrite::HeldImages;
 pub(crate) use overwrite::{Newest, SeenBlocks, image_blocks, images_len};
-pub(crate) use redo::{Budget, Redo, RedoImage};
+pub(crate) use redo::{BlockBytes, Budget, Redo, RedoImage};
 
 /// A partial block's bytes, shared by whoever still reads an older one.
 pub(crate) type Tail = Rc<[u8]>;
@@ -606,7 +606,8 @@ impl Replica {
 
 /// Checksum of a partial block as it is in place.
 pub(crate) fn crcs_of_padded(tail: &[u8]) -> u32 {
-    crc32c::crc32c(page::padded(tail).as_slice())
+    const ZEROS: page::Page = [0; PAGE];
+    crc32c::crc32c_append(crc32c::crc32c(tail), &ZEROS[tail.len()..])
 }
 
 /// A tail of these bytes.

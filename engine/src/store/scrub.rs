@@ -15,8 +15,9 @@ use super::StoreError;
 use super::crcs::{self, page_of};
 use super::header::Hdr;
 use super::layout::{BLOCK, CRC_PAGES, CRCS_PER_PAGE, Child, DEDUP_PAGES, HALF_OFFSETS, PAGE};
+use super::load::crc_page;
 use super::page::{CrcPage, Page, stored_crc};
-use super::read::crc_page;
+use super::reads::Mark;
 use super::shard::{Chunk, Inner, Store};
 use crate::runtime::Runtime;
 
@@ -138,11 +139,8 @@ impl<R: Runtime> Store<R> {
     pub async fn scrub_blocks(&self, chunk: ChunkHandle, first: u32, count: u32) -> Result<BlocksScrubbed, StoreError> {
         let inner = &self.inner;
         inner.check()?;
-        let (piece, rewrites) = {
-            let state = inner.state.borrow();
-            let held = state.live(chunk)?;
-            (piece(held, first, count.clamp(1, SCRUB_BLOCKS_MAX)), held.rewrites)
-        };
+        let piece = piece(inner.state.borrow().live(chunk)?, first, count.clamp(1, SCRUB_BLOCKS_MAX));
+        let mark = inner.reads.borrow_mut().mark(chunk);
         let mut found = BlocksScrubbed { next: piece.end, done: piece.last, ..BlocksScrubbed::default() };
         if piece.first >= piece.end {
             return Ok(found);
@@ -156,7 +154,7 @@ impl<R: Runtime> Store<R> {
         for (block, wanted) in (piece.first..piece.end).zip(wanted) {
             let index = (block - piece.first) as usize * PAGE;
             let matches = |bytes: &[u8]| wanted.is_some_and(|crc| crc32c::crc32c(bytes) == crc);
-            if inner.is_unsettled(chunk, block, rewrites) {
+            if inner.is_unsettled(block, mark) {
                 found.pending += 1;
                 continue;
             }
@@ -166,7 +164,7 @@ impl<R: Runtime> Store<R> {
             let again = inner.io.read(&file, PAGE, at + index as u64).await;
             if again.is_ok_and(|again| matches(again.as_ref())) {
                 found.flaky += 1;
-            } else if inner.is_unsettled(chunk, block, rewrites) {
+            } else if inner.is_unsettled(block, mark) {
                 found.pending += 1; // it was written meanwhile
             } else {
                 found.bad.push(block);
@@ -326,10 +324,12 @@ impl<R: Runtime> Inner<R> {
         Ok((crcs::digest([all.as_slice()], &last, len) == digest).then_some(crcs))
     }
 
-    /// Whether a block is being written in place, or was since `rewrites` of them.
-    fn is_unsettled(&self, chunk: ChunkHandle, block: u32, rewrites: u64) -> bool {
+    /// Whether a block is being written in place, or has changed since the mark.
+    fn is_unsettled(&self, block: u32, mark: Mark) -> bool {
         let state = self.state.borrow();
-        state.chunks.get(&chunk).is_none_or(|held| held.replica.redo.has(block) || held.rewrites != rewrites)
+        let settled = |held: &Chunk<R>| !held.replica.redo.has(block);
+        !state.chunks.get(&mark.chunk).is_some_and(settled)
+            || !self.reads.borrow_mut().is_current(mark, &(block..block + 1))
     }
 
     fn crc_in_memory(&self, chunk: ChunkHandle, block: u32) -> Option<u32> {

@@ -20,23 +20,29 @@ use super::event::{Event, Outcome, Tally};
 use super::files::Files;
 use super::header::{Flags, Hdr, SlotState};
 use super::io::Io;
+use super::load::Loads;
 use super::log::{Class, End, Log};
 use super::overwrite::REDO_CHECKPOINT;
+use super::reads::Reads;
 use super::record::{Body, FLAG_FILL};
 use super::recover::{Seed, ShardSeed};
 use super::replica::{Budget, Replica, shared};
 use super::shared::Shared;
-use super::types::{Counters, Space, View};
+use super::types::{Counters, ReadConfig, Space, View};
 use super::{OpenError, StoreError};
 use crate::runtime::{FileId, Open, Runtime};
 
 /// Buffers that the store itself may hold at one time: the batch that is written, two re-blocked
-/// payloads, pages of a checkpoint. What fills the rest of a shard's pool (payloads on their way,
-/// answers to reads) must leave this much, or the store waits for buffers that wait for it.
-pub const STORE_MEMORY: usize = 6 << 20;
+/// payloads, pages of a checkpoint, the parts of two reads that are put together. What fills the rest of
+/// a shard's pool (payloads on their way, answers to reads) must leave this much, and what
+/// [`ReadConfig::buffers`] says, or the store waits for buffers that wait for it.
+pub const STORE_MEMORY: usize = 8 << 20;
 
 /// Payloads that are copied into block order at one time.
 const REBLOCK_MAX: usize = 2;
+
+/// Reads that hold what they were read into and what they answer with at one time.
+const ASSEMBLE_MAX: usize = 2;
 
 /// The store of one shard; clones are handles to the same one.
 ///
@@ -69,6 +75,11 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) state: RefCell<State<R>>,
     pub(crate) files: RefCell<Files<R::File>>,
     pub(crate) cache: RefCell<CrcCache>,
+    pub(crate) reads: RefCell<Reads<R>>,
+    /// Reads that are put together from several places.
+    pub(crate) assembling: Semaphore,
+    /// Files and checksum pages that somebody is about to have.
+    pub(crate) loads: RefCell<Loads>,
     /// Tasks with I/O.
     pub(crate) tasks: Tally,
     /// Images in memory.
@@ -124,8 +135,6 @@ pub(crate) struct Chunk<R: Runtime> {
     pub(crate) allocated: u32,
     /// Shared by whoever reads or writes the slot: it is not used again before they are done (rule R17).
     pub(crate) users: Rc<()>,
-    /// Checkpoints that wrote images in place: what a read found meanwhile may be neither old nor new.
-    pub(crate) rewrites: u64,
     /// Created since the start, and nothing but appends since then.
     pub(crate) only_appends: bool,
     /// Length of the last append.
@@ -186,7 +195,6 @@ impl<R: Runtime> Chunk<R> {
             dirty_lsn: None,
             allocated,
             users: Rc::default(),
-            rewrites: 0,
             only_appends: false,
             last_append: 0,
             zeros: super::zero_ahead::Zeros::default(),
@@ -231,12 +239,22 @@ impl<R: Runtime> State<R> {
 }
 
 impl<R: Runtime> Store<R> {
-    /// Opens the shard's journal and starts its tasks on `rt`.
+    /// Opens the shard's journal and starts its tasks on `rt`. Reads keep nothing in memory and read
+    /// nothing ahead.
     ///
     /// # Errors
     ///
     /// The journal cannot be opened.
     pub async fn start(rt: R, seed: ShardSeed) -> Result<Self, OpenError> {
+        Self::start_with(rt, seed, ReadConfig::default()).await
+    }
+
+    /// As [`Store::start`], with memory for reads.
+    ///
+    /// # Errors
+    ///
+    /// The journal cannot be opened.
+    pub async fn start_with(rt: R, seed: ShardSeed, reads: ReadConfig) -> Result<Self, OpenError> {
         let ring = rt
             .open(&seed.shared.root, FileId::Ring(seed.shard), Open::Existing)
             .await
@@ -266,6 +284,9 @@ impl<R: Runtime> Store<R> {
             state: RefCell::new(state),
             files: RefCell::default(),
             cache: RefCell::default(),
+            reads: RefCell::new(Reads::new(reads)),
+            assembling: Semaphore::new(ASSEMBLE_MAX),
+            loads: RefCell::default(),
             tasks: Tally::default(),
             redo: Budget::default(),
             reblock: Semaphore::new(REBLOCK_MAX),
@@ -353,7 +374,9 @@ impl<R: Runtime> Store<R> {
     /// Plain integers since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.inner.io.counters()
+        let mut counters = self.inner.io.counters();
+        self.inner.reads.borrow().count(&mut counters);
+        counters
     }
 
     /// While true, no checkpoint begins by itself: the journal fills up and then answers `Busy`. For

@@ -250,6 +250,25 @@ pub enum Upto {
     Durable,
 }
 
+/// How much memory reads may take beside what is in flight. The default is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadConfig {
+    /// Bytes of verified blocks that a shard keeps, in ordinary memory; zero: none.
+    pub cache_bytes: usize,
+    /// Most bytes that are read ahead of one reader at a time, at most 2 MiB; less than a block: nothing
+    /// is read ahead. What it may hold of the runtime's buffers: [`ReadConfig::buffers`].
+    pub ahead_max: u32,
+}
+
+/// A block that a read has found bad, twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BadBlock {
+    /// Whose.
+    pub chunk: ChunkHandle,
+    /// Its number in the chunk.
+    pub block: u32,
+}
+
 /// Space of the disk, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
@@ -294,4 +313,22 @@ pub struct Counters {
     pub clones: u64,
     /// The disk was fenced by this shard.
     pub fences: u64,
+    /// Blocks served from memory.
+    pub cache_hits: u64,
+    /// Blocks that a caller had to wait for the device for.
+    pub cache_misses: u64,
+    /// Blocks that had to leave memory for others.
+    pub cache_evictions: u64,
+    /// Bytes of blocks in memory now.
+    pub cache_bytes: u64,
+    /// Reads that were served, in part or whole, by a read of the device that another one had begun.
+    pub reads_joined: u64,
+    /// Blocks read ahead.
+    pub ahead_blocks: u64,
+    /// Of these, used.
+    pub ahead_used: u64,
+    /// Of these, thrown away unused.
+    pub ahead_wasted: u64,
+    /// Bytes read ahead and held now, or on their way.
+    pub ahead_bytes: u64,
 }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::runtime::Runtime;
+use engine::runtime::{FileId, Open, Runtime};
 
 use crate::bed::MEMORY;
 
@@ -71,4 +71,28 @@ pub(crate) async fn a_slice_keeps_its_buffer_out_of_the_pool<R: Runtime>(rt: R, 
     assert_eq!(slices.len(), MEMORY >> 21);
     slices.pop();
     assert!(rt.try_alloc(2 << 20).is_some());
+}
+
+pub(crate) async fn what_is_read_is_counted_and_waits_for_nobody<R: Runtime>(rt: R, root: PathBuf) {
+    let file = rt.open(&root, FileId::Slot(1), Open::Create).await.unwrap();
+    let mut buf = rt.alloc(1 << 20).await;
+    buf.as_mut().fill(7);
+    rt.write_at(&file, rt.freeze(buf), 0).await.unwrap();
+    let read = rt.read_at(&file, 1 << 20, 0).await.unwrap();
+    let part = rt.slice(&read, 5..6);
+    drop(read);
+    let mut held = Vec::new();
+    while let Some(buf) = rt.try_alloc(1 << 20) {
+        held.push(buf);
+    }
+    assert_eq!(held.len(), (MEMORY >> 20) - 1, "a slice of what was read keeps its whole buffer");
+    assert!(!rt.has_room(4096));
+    let again = rt.read_at(&file, 1 << 20, 0).await.unwrap();
+    assert_eq!(again.as_ref(), [7; 1 << 20]);
+    held.pop();
+    assert!(!rt.has_room(4096), "the read took what came back");
+    drop((again, part));
+    assert!(rt.has_room(2 << 20));
+    let _page = rt.try_alloc(1).unwrap();
+    assert!(!rt.has_room(2 << 20));
 }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use engine::runtime::Backend;
 use engine::runtime::shard::{ShardConfig, Spawn};
-use engine::store::{DiskLock, OpenError, STORE_MEMORY, ShardSeed, Store};
+use engine::store::{DiskLock, OpenError, ReadConfig, ShardSeed, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle as Task;
 use wire::{ClusterId, ServerId};
@@ -154,6 +154,7 @@ async fn start_shards<R: Spawn>(
     let shards = config.shard_count();
     let memory = usize::try_from(config.memory_per_shard).unwrap_or(usize::MAX);
     let scrub_every = config.scrub_every;
+    let (reads, budget) = (config.reads(), config.budget());
     let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (mut threads, mut mailboxes, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
     for (index, part) in (0_u32..).zip(parts) {
@@ -162,11 +163,10 @@ async fn start_shards<R: Spawn>(
         let (mailbox, mail) = mpsc::channel(MAILBOX_MAX);
         let (ready, is_ready) = oneshot::channel();
         let control = to_control.clone();
-        let of_stores = part.len() * STORE_MEMORY;
         let work = move |rt: R| async move {
-            match start_stores(&rt, part, is_incomplete).await {
+            match start_stores(&rt, part, reads, is_incomplete).await {
                 Ok(stores) => {
-                    let budget = Budget::new((memory - of_stores) as u64);
+                    let budget = Budget::new(budget);
                     let shard = Shard::new(rt, me, stores, budget, control);
                     shard.scrub_every(scrub_every);
                     // An error means that the start was given up; the mailbox ends the shard then.
@@ -189,10 +189,15 @@ async fn start_shards<R: Spawn>(
     Ok((threads, mailboxes))
 }
 
-async fn start_stores<R: Spawn>(rt: &R, part: Vec<Part>, is_incomplete: bool) -> Result<Stores<R>, OpenError> {
+async fn start_stores<R: Spawn>(
+    rt: &R,
+    part: Vec<Part>,
+    reads: ReadConfig,
+    is_incomplete: bool,
+) -> Result<Stores<R>, OpenError> {
     let mut disks = Vec::new();
     for (seed, disk) in part {
-        disks.push(OnDisk { store: Store::start(rt.clone(), seed).await?, disk });
+        disks.push(OnDisk { store: Store::start_with(rt.clone(), seed, reads).await?, disk });
     }
     Ok(Stores::new(disks, is_incomplete))
 }

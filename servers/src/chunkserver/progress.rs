@@ -352,6 +352,9 @@ impl<R: Runtime> Shard<R> {
             for disk in self.store.look(&mut failed) {
                 self.disk_gone(disk);
             }
+            for bad in self.store.disks().iter().flat_map(|on| on.store.take_bad_blocks()) {
+                self.bad_block(bad.chunk, bad.block);
+            }
             let now = self.rt.now();
             let mut late = Vec::new();
             let mut idle = Vec::new();

@@ -126,6 +126,10 @@ impl Admin for Board {
             let sum = |it: &ShardStatus| it.stores.iter().map(|store| value(&store.counters)).sum();
             out.counters(name, help, known.iter().map(|(shard, it)| (label(*shard), sum(it))));
         }
+        for (name, help, value) in STORE_NOW {
+            let sum = |it: &ShardStatus| as_f64(it.stores.iter().map(|store| value(&store.counters)).sum());
+            out.gauges(name, help, known.iter().map(|(shard, it)| (label(*shard), sum(it))));
+        }
         self.disk_metrics(&statuses, &mut out);
         out.finish()
     }
@@ -244,7 +248,12 @@ const SERVED: [Row<Served>; 15] = [
     ("hercules_reports_total", "Reports of trouble to the master.", |it| it.reports),
 ];
 
-const STORE: [Row<Counters>; 11] = [
+const STORE_NOW: [Row<Counters>; 2] = [
+    ("hercules_read_cache_bytes", "Blocks held in memory.", |it| it.cache_bytes),
+    ("hercules_read_ahead_held_bytes", "Read ahead, on their way or not used yet.", |it| it.ahead_bytes),
+];
+
+const STORE: [Row<Counters>; 22] = [
     ("hercules_journal_groups_total", "Group commits.", |it| it.groups),
     ("hercules_flushes_total", "Flushes of the journal.", |it| it.flushes),
     ("hercules_slot_syncs_total", "Flushes of slots.", |it| it.slot_syncs),
@@ -256,6 +265,17 @@ const STORE: [Row<Counters>; 11] = [
     ("hercules_checkpoints_total", "Checkpoints of the journal.", |it| it.checkpoints),
     ("hercules_bad_blocks_total", "Blocks that failed their checksum.", |it| it.bad_blocks),
     ("hercules_disk_fences_total", "Times the disk was taken out of service.", |it| it.fences),
+    ("hercules_zeroed_bytes_total", "Zeros written ahead of appends.", |it| it.zeroed_bytes),
+    ("hercules_image_blocks_total", "Blocks whose images checkpoints wrote in place.", |it| it.image_blocks),
+    ("hercules_repaired_blocks_total", "Blocks replaced with the same content.", |it| it.repaired_blocks),
+    ("hercules_clones_total", "Chunks cloned by sharing extents.", |it| it.clones),
+    ("hercules_read_cache_hits_total", "Blocks served from memory.", |it| it.cache_hits),
+    ("hercules_read_cache_misses_total", "Blocks that a reader waited for the device for.", |it| it.cache_misses),
+    ("hercules_read_cache_evictions_total", "Blocks that left memory for others.", |it| it.cache_evictions),
+    ("hercules_reads_joined_total", "Reads served by a read of the device that was under way.", |it| it.reads_joined),
+    ("hercules_read_ahead_blocks_total", "Blocks read ahead.", |it| it.ahead_blocks),
+    ("hercules_read_ahead_used_total", "Of these, used.", |it| it.ahead_used),
+    ("hercules_read_ahead_wasted_total", "Of these, thrown away unused.", |it| it.ahead_wasted),
 ];
 
 #[cfg(test)]

@@ -53,12 +53,14 @@ impl Cluster {
 
     pub(crate) fn config(&self, index: usize) -> Config {
         let data_dirs: Vec<PathBuf> = (0..self.per_server).map(|disk| self.disk(index, disk)).collect();
-        let more = data_dirs.len() as u64 - 1;
+        let (more, of_reads) = (data_dirs.len() as u64 - 1, 8 * (256 << 10));
         Config {
             admin: Some("127.0.0.1:0".into()),
             shards: Some(self.shards),
             runtime: backend(),
-            memory_per_shard: Config::MEMORY_MIN + more * engine::store::STORE_MEMORY as u64,
+            memory_per_shard: Config::MEMORY_MIN + of_reads + more * (of_reads + engine::store::STORE_MEMORY as u64),
+            read_cache_bytes: 4 << 20,
+            read_ahead_max: 256 << 10,
             ring_bytes: Some(16 << 20),
             data_dirs,
             ..Config::new(PathBuf::new(), self.master.address.clone())

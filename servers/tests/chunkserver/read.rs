@@ -60,6 +60,34 @@ async fn ranges_of_any_alignment_come_back_exact() {
     cluster.stop().await;
 }
 
+#[tokio::test]
+async fn what_is_read_again_or_in_order_costs_the_device_little() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.create(CHUNK, &[0]).await;
+    let mut client = cluster.client(0, CHUNK).await;
+    let bytes = pattern(8, 1 << 20);
+    client.append(&Op::new(CHUNK, 1, 1, &bytes)).await.unwrap();
+    let device_reads = async || cluster.metric(0, "hercules_device_reads_total").await;
+    let mut read_blocks = async |blocks: std::ops::Range<u32>| {
+        for offset in blocks.map(|block| block * 4096) {
+            let read = Read { chunk: CHUNK, epoch: Epoch(1), offset, len: 4096, min_seq: Seq(0) };
+            let (_, payload) = client.read(&read).await.unwrap();
+            assert!(payload == bytes[offset as usize..offset as usize + 4096]);
+        }
+    };
+    read_blocks(200..201).await;
+    let once = device_reads().await;
+    read_blocks(200..201).await;
+    assert!((device_reads().await - once).abs() < 0.5, "from memory");
+    assert!(cluster.metric(0, "hercules_read_cache_hits_total").await >= 1.0);
+    assert!(cluster.metric(0, "hercules_read_cache_bytes").await >= 4096.0);
+    read_blocks(0..128).await;
+    let scan = device_reads().await - once;
+    assert!(scan <= 8.0, "{scan} reads of the device for 128 blocks in order");
+    assert!(cluster.metric(0, "hercules_read_ahead_used_total").await >= 120.0);
+    cluster.stop().await;
+}
+
 /// Flips one byte of every slot file at this offset and gives how many files have it.
 fn flip(root: &std::path::Path, at: u64) -> usize {
     use std::os::unix::fs::FileExt;

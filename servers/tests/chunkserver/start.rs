@@ -97,6 +97,9 @@ async fn what_cannot_work_is_refused_with_a_remedy() {
     assert!(port.what.contains(&taken), "{port}");
     let little = refused(chunkserver::start(Config { memory_per_shard: 1 << 20, ..config.clone() }).await);
     assert_eq!(little.exit, StartError::CONFIG);
+    let windows = Config { memory_per_shard: Config::MEMORY_MIN, ..config.clone() };
+    assert!(refused(chunkserver::start(windows).await).remedy.contains("read less ahead"));
+    refused(chunkserver::start(Config { read_ahead_max: 3 << 20, ..config.clone() }).await);
     refused(chunkserver::start(Config { shards: Some(0), ..config.clone() }).await);
     refused(chunkserver::start(Config { masters: Vec::new(), ..config.clone() }).await);
 

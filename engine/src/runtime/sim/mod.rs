@@ -408,6 +408,10 @@ impl Runtime for SimRuntime {
         Some(SimMutBuf::new(len, Some(self.pool.try_lease(len)?)))
     }
 
+    fn has_room(&self, len: usize) -> bool {
+        self.pool.has_room(len)
+    }
+
     fn freeze(&self, buf: SimMutBuf) -> SimBuf {
         buf.freeze()
     }
@@ -442,9 +446,10 @@ impl Runtime for SimRuntime {
     async fn read_at(&self, file: &SimFile, len: usize, offset: u64) -> io::Result<SimBuf> {
         assert!(len.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64), "direct I/O is in blocks");
         let numbers = numbers(file.handle.file, offset, len);
+        let lease = self.pool.charge(len);
         match self.call(&file.disk, "read", &numbers, Call::Read { file: file.handle, offset, len }).await? {
             Answer::Bytes(bytes) => {
-                let mut buf = SimMutBuf::new(bytes.len(), None);
+                let mut buf = SimMutBuf::new(bytes.len(), Some(lease));
                 buf.as_mut().copy_from_slice(&bytes);
                 Ok(buf.freeze())
             }

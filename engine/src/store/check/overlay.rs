@@ -113,6 +113,10 @@ impl<R: Runtime> Runtime for Overlay<R> {
         self.rt.try_alloc(len)
     }
 
+    fn has_room(&self, len: usize) -> bool {
+        self.rt.has_room(len)
+    }
+
     fn freeze(&self, buf: R::MutBuf) -> R::Buf {
         self.rt.freeze(buf)
     }

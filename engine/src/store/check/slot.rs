@@ -10,8 +10,8 @@ use crate::store::crcs;
 use crate::store::header::{Flags, Hdr, SlotState};
 use crate::store::io::Io;
 use crate::store::layout::{BLOCK, CRC_PAGES, CRCS_PER_PAGE, Child, DEDUP_PAGES, HALF_OFFSETS, HALF_PAGES, PAGE};
+use crate::store::load::crc_page;
 use crate::store::page::{self, Bad, CrcPage, Page, Picked, pick};
-use crate::store::read::crc_page;
 use crate::store::recover::Seed;
 use crate::store::replica::{self, Replica};
 

@@ -13,8 +13,8 @@ use crate::store::fold::{self, Check, Fold, Held, Pending};
 use crate::store::header::Flags;
 use crate::store::image;
 use crate::store::layout::{BLOCK, Child, PAGE};
+use crate::store::load::crc_page;
 use crate::store::page::DiskState;
-use crate::store::read::crc_page;
 use crate::store::replica::Replica;
 use crate::store::walk::{EndKind, Stream};
 

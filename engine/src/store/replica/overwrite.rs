@@ -5,6 +5,7 @@
 //! partial tail replaces the tail in memory: that block has no place yet.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use wire::Epoch;
@@ -44,24 +45,8 @@ pub(crate) enum Newest<'a> {
 pub(crate) struct SeenBlocks {
     /// Of each block.
     pub(crate) crcs: Vec<u32>,
-    /// Blocks that come from memory, counted from the first, ascending.
+    /// Blocks that come from memory, ascending.
     pub(crate) images: Vec<(u32, Rc<BlockBytes>)>,
-}
-
-impl SeenBlocks {
-    /// The blocks that are read from their place: (first, how many), counted from the first of all.
-    pub(crate) fn runs_in_place(&self) -> Vec<(u32, u32)> {
-        let end = u32::try_from(self.crcs.len()).unwrap_or(u32::MAX);
-        let mut runs = Vec::new();
-        let mut from = 0;
-        for image in self.images.iter().map(|(index, _)| *index).chain([end]) {
-            if image > from {
-                runs.push((from, image - from));
-            }
-            from = image + 1;
-        }
-        runs
-    }
 }
 
 impl Replica {
@@ -194,20 +179,28 @@ impl Replica {
         self.held_op().map_or(0, |held| held.images.blocks.len() * PAGE + held.reserved.bytes())
     }
 
-    /// What a read sees of blocks `first..end`, all in place or with images, when records up to
-    /// `durable_lsn` are durable. `Err`: the first block whose checksum is not in memory.
-    pub(crate) fn seen(&self, first: u32, end: u32, durable_lsn: u64) -> Result<SeenBlocks, u32> {
-        let mut seen = SeenBlocks::default();
-        let images = self.redo.any(first, end);
-        for block in first..end {
-            let own = if images { self.redo.seen(block, durable_lsn) } else { None };
+    /// What a read sees of blocks, all in place or with images, when records up to `durable_lsn` are
+    /// durable. `other`: checksums of blocks in place that the table does not have. There will be room for
+    /// `room` checksums. `Err`: the first block whose checksum is not in memory.
+    pub(crate) fn seen(
+        &self,
+        blocks: Range<u32>,
+        room: usize,
+        durable_lsn: u64,
+        other: impl Fn(u32) -> Option<u32>,
+    ) -> Result<SeenBlocks, u32> {
+        // Without images nothing is allocated but the checksums.
+        let mut seen = SeenBlocks { crcs: Vec::with_capacity(room), images: Vec::new() };
+        let first_image = self.redo.first_from(blocks.start).unwrap_or(u32::MAX);
+        for block in blocks {
+            let own = if block >= first_image { self.redo.seen(block, durable_lsn) } else { None };
             let crc = match own {
                 Some(Seen::Image(image)) => {
-                    seen.images.push((block - first, image.block));
+                    seen.images.push((block, image.block));
                     image.crc
                 }
                 Some(Seen::InPlace(crc)) => crc,
-                None => self.crcs.get(block).ok_or(block)?,
+                None => self.crcs.get(block).or_else(|| other(block)).ok_or(block)?,
             };
             seen.crcs.push(crc);
         }

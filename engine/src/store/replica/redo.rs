@@ -6,8 +6,9 @@
 //! (or one that is being written), and its checksum is remembered beside it.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::super::layout::PAGE;
@@ -104,6 +105,8 @@ pub(crate) struct Redo {
     blocks: BTreeMap<u32, Versions>,
     /// Blocks with more than one image.
     several: BTreeSet<u32>,
+    /// Blocks whose images are not known durable, in the order of the log: number of the record, block.
+    coming: VecDeque<(u64, u32)>,
     budget: Budget,
     /// Older images are kept, because a read may still have to see them.
     live: bool,
@@ -162,9 +165,9 @@ impl Redo {
         Some(durable.map_or(Seen::InPlace(versions.in_place_crc), |image| Seen::Image(image.clone())))
     }
 
-    /// Blocks of `first..end` that have images.
-    pub(crate) fn any(&self, first: u32, end: u32) -> bool {
-        self.blocks.range(first..end.max(first)).next().is_some()
+    /// The first block from `block` on that has an image.
+    pub(crate) fn first_from(&self, block: u32) -> Option<u32> {
+        self.blocks.range(block..).next().map(|(block, _)| *block)
     }
 
     /// Adds an image. `in_place_crc`: checksum of the block before, which counts when it had no image.
@@ -172,7 +175,9 @@ impl Redo {
         let versions =
             self.blocks.entry(block).or_insert_with(|| Versions { in_place_crc, images: Vec::with_capacity(1) });
         assert!(versions.images.last().is_none_or(|last| last.lsn < image.lsn), "images come in the order of the log");
-        if !self.live {
+        if self.live {
+            self.coming.push_back((image.lsn, block));
+        } else {
             versions.images.clear();
         }
         versions.images.push(image);
@@ -181,8 +186,23 @@ impl Redo {
         }
     }
 
-    /// Records up to `lsn` are durable: nobody will see what was before the newest of them.
-    pub(crate) fn durable(&mut self, lsn: u64) {
+    /// Records up to `lsn` are durable: nobody will see what was before the newest of them. `shows` hears
+    /// of blocks whose images can be read from now on.
+    pub(crate) fn durable(&mut self, lsn: u64, mut shows: impl FnMut(Range<u32>)) {
+        let mut run = 0..0;
+        while let Some((_, block)) = self.coming.pop_front_if(|(record, _)| *record <= lsn) {
+            if block == run.end {
+                run.end += 1;
+                continue;
+            }
+            let before = std::mem::replace(&mut run, block..block + 1);
+            if !before.is_empty() {
+                shows(before);
+            }
+        }
+        if !run.is_empty() {
+            shows(run);
+        }
         let blocks = &mut self.blocks;
         self.several.retain(|block| {
             let Some(versions) = blocks.get_mut(block) else { return false };
@@ -239,7 +259,9 @@ mod tests {
         }
         assert_eq!([4, 5, 6, 8, 9].map(|lsn| sees(&redo, lsn).unwrap()), [50, 105, 105, 107, 109]);
         assert_eq!(redo.newest(3).unwrap().lsn, 9);
-        redo.durable(8);
+        let mut shown = Vec::new();
+        redo.durable(8, |blocks| shown.push(blocks));
+        assert_eq!(shown, [3..4, 3..4], "of two records");
         assert_eq!(sees(&redo, 8), Some(107));
         // A checkpoint that began with the second one is through: the third is still on its way.
         let second = image(&redo, 7);
@@ -257,7 +279,7 @@ mod tests {
         redo.put(3, image(&redo, 6), 0);
         assert_eq!(budget.bytes(), 2 * PAGE);
         let read = redo.seen(3, 5);
-        redo.durable(6);
+        redo.durable(6, drop);
         assert_eq!(budget.bytes(), 2 * PAGE, "a read holds the first");
         drop(read);
         assert_eq!(budget.bytes(), PAGE);

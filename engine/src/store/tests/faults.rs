@@ -136,8 +136,8 @@ fn a_block_that_cannot_be_read_is_told_from_those_around_it() {
     rig.create(7);
     rig.append(7, 1, &bytes(1, 16384)).unwrap();
     let slot = FileId::Slot(slot_of(&rig, 7));
-    // The whole read, then block 0 by itself passes, then block 1 fails.
-    rig.sim.disk().inject(Rule::new(Op::Read, Fault::Error(EIO)).on(slot));
+    // The whole read, twice, then block 0 by itself passes, then block 1 fails.
+    rig.sim.disk().inject(Rule::new(Op::Read, Fault::Error(EIO)).on(slot).times(2));
     rig.sim.disk().inject(Rule::new(Op::Read, Fault::Error(EIO)).on(slot).skip(1));
     let read = rig.on(7, |_, store| async move { store.read(ChunkHandle(7), 0, 16384, Upto::Durable).await.map(drop) });
     assert_eq!(read, Err(StoreError::BadBlock(1)));

@@ -8,6 +8,7 @@ mod faults;
 mod import;
 mod model;
 mod overwrite;
+mod reads;
 mod reborn;
 mod repair;
 mod rig;

@@ -85,7 +85,9 @@ fn a_block_that_cannot_be_read_is_repaired_and_read() {
         let read = rig.on(7, move |_, store| async move { store.read(CHUNK, block * 4096, 4096, Upto::Durable).await });
         assert!(read.unwrap().buf.as_ref() == &content[block as usize * 4096..][..4096]);
     }
-    assert_eq!(rig.read_all(7, Upto::Durable), Err(StoreError::BadBlock(0)));
+    let device =
+        rig.on(7, |_, store| async move { store.read_device(CHUNK, 0, 30_000, Upto::Durable).await.map(drop) });
+    assert_eq!(device, Err(StoreError::BadBlock(0)));
 }
 
 #[test]

@@ -7,7 +7,9 @@ use wire::{ChunkHandle, ClusterId, Epoch, InodeId, OpId, Seq, ServerId, StreamId
 
 use crate::runtime::Runtime;
 use crate::runtime::sim::{Sim, SimBuf, SimDisk, SimRuntime};
-use crate::store::{CreateArgs, DiskConfig, Entry, OpenError, RecoverySummary, Store, StoreError, Upto, recover};
+use crate::store::{
+    CreateArgs, DiskConfig, Entry, OpenError, ReadConfig, RecoverySummary, Store, StoreError, Upto, recover,
+};
 
 pub(super) const TERM: Term = Term(1);
 pub(super) const EPOCH: Epoch = Epoch(1);
@@ -31,14 +33,32 @@ impl Rig {
         Self::start_with(seed, disk, shards, 512 << 10).unwrap()
     }
 
+    /// As [`Rig::start`], with one shard and memory for reads.
+    pub(super) fn start_reading(seed: u64, disk: &SimDisk, reads: ReadConfig) -> Self {
+        Self::start_all(seed, disk, 1, 512 << 10, reads).unwrap()
+    }
+
+    /// Every other seed has memory for reads.
     pub(super) fn start_with(seed: u64, disk: &SimDisk, shards: u32, ring_bytes: u64) -> Result<Self, OpenError> {
+        let little = ReadConfig { cache_bytes: 256 << 10, ahead_max: 128 << 10 };
+        let reads = if seed.is_multiple_of(2) { ReadConfig::default() } else { little };
+        Self::start_all(seed, disk, shards, ring_bytes, reads)
+    }
+
+    fn start_all(
+        seed: u64,
+        disk: &SimDisk,
+        shards: u32,
+        ring_bytes: u64,
+        reads: ReadConfig,
+    ) -> Result<Self, OpenError> {
         let sim = Sim::with_disk(seed, disk);
         let config = config(&sim, shards, ring_bytes);
         let (stores, summary) = sim.run(|rt| async move {
             let recovered = recover(&rt, &config).await?;
             let mut stores = Vec::new();
             for seed in recovered.seeds {
-                stores.push(Store::start(rt.clone(), seed).await?);
+                stores.push(Store::start_with(rt.clone(), seed, reads).await?);
             }
             Ok::<_, OpenError>((stores, recovered.summary))
         })?;

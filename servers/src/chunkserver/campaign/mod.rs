@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use engine::runtime::Runtime;
 use engine::runtime::sim::{NodeId, Rng, Sim, SimDisk, SimReader, SimRuntime, SimWriter, World};
-use engine::store::{self, DiskConfig, Store};
+use engine::store::{self, DiskConfig, ReadConfig, Store};
 use tokio::sync::{Notify, mpsc};
 use wire::append::{Append, Appended};
 use wire::chain::Create;
@@ -37,6 +37,8 @@ const NODES: usize = 4;
 const CLIENTS: u8 = 3;
 const CLUSTER: ClusterId = ClusterId([3; 16]);
 const MEMORY: usize = 256 << 20;
+/// Little enough that blocks leave it.
+const READS: ReadConfig = ReadConfig { cache_bytes: 256 << 10, ahead_max: 64 << 10 };
 const CALL: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -153,7 +155,7 @@ fn boot(cluster: &Shared, index: usize) {
         async move {
             let mut recovered = store::recover(&rt, &disk).await.unwrap_or_else(|error| panic!("{error}"));
             let seed = recovered.seeds.pop().unwrap();
-            let store = Store::start(rt.clone(), seed).await.unwrap_or_else(|error| panic!("{error}"));
+            let store = Store::start_with(rt.clone(), seed, READS).await.unwrap_or_else(|error| panic!("{error}"));
             let shard = Shard::new(rt.clone(), me, store.into(), Budget::new(Budget::BYTES_MIN), to_control);
             let listener = rt.listen(listen).unwrap();
             rt.spawn({
