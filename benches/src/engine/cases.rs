@@ -99,6 +99,21 @@ pub struct Work<R: Runtime> {
 
 type Done = Result<Sample, StoreError>;
 
+/// Spans up to this many bytes are read from the store's memory, half of which they may fill.
+const CACHED: u64 = CACHE_BYTES as u64 / 2;
+
+/// Blocks that the store keeps in memory, bytes.
+pub(super) const CACHE_BYTES: usize = 64 << 20;
+
+/// Where reads are meant to find their blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// On the device.
+    Cold,
+    /// In the store's memory.
+    Cached,
+}
+
 impl<R: Runtime> Work<R> {
     /// Takes most of the pool for payloads.
     pub async fn new(rt: R, store: Store<R>) -> Self {
@@ -123,13 +138,14 @@ impl<R: Runtime> Work<R> {
             Case::Read { window } => {
                 let each = CHUNK / MIB;
                 let count = self.chunks.len() as u64 * u64::from(each);
-                self.read(window, MIB, None, |index| (index < count).then_some(index)).await
+                self.read(Way::Cold, window, MIB, None, |index| (index < count).then_some(index)).await
             }
             Case::ReadRandom { window, span, budget } => {
                 let span = span.min(self.chunks.len() as u64 * u64::from(CHUNK));
                 let blocks = (span / 4096).max(1);
+                let way = if span <= CACHED { self.warm(span).await? } else { Way::Cold };
                 let mut state = 0x2545_f491_4f6c_dd1d_u64;
-                self.read(window, 4096, Some(budget), move |_| {
+                self.read(way, window, 4096, Some(budget), move |_| {
                     state ^= state << 13;
                     state ^= state >> 7;
                     state ^= state << 17;
@@ -221,8 +237,18 @@ impl<R: Runtime> Work<R> {
         Ok(sample(ops as u64, u64::from(MIB), self.rt.now().saturating_sub(begun), &latency))
     }
 
+    /// Reads the first bytes until all of them are in the store's memory: it keeps what is read twice.
+    async fn warm(&self, span: u64) -> Result<Way, StoreError> {
+        for _ in 0..3 {
+            let count = span / u64::from(MIB);
+            self.read(Way::Cached, 1, MIB, None, |index| (index < count).then_some(index)).await?;
+        }
+        Ok(Way::Cached)
+    }
+
     async fn read(
         &self,
+        way: Way,
         window: usize,
         len: u32,
         budget: Option<Duration>,
@@ -247,7 +273,10 @@ impl<R: Runtime> Work<R> {
                 let Some(place) = place else { return Ok((ops, latency)) };
                 let chunk = &self.chunks[usize::try_from(place / each).unwrap_or(0)];
                 let offset = u32::try_from(place % each).unwrap_or(0) * len;
-                let blocks = self.store.read(chunk.handle, offset, len, Upto::Durable).await?;
+                let blocks = match way {
+                    Way::Cached => self.store.read(chunk.handle, offset, len, Upto::Durable).await?,
+                    Way::Cold => self.store.read_device(chunk.handle, offset, len, Upto::Durable).await?,
+                };
                 if blocks.len != len {
                     return Err(StoreError::BadRange);
                 }

@@ -246,7 +246,7 @@ fn contests(options: &Options) -> Vec<Contest> {
     };
     let cached = Contest {
         name: "cached reads of 4 KiB, 32 in flight",
-        // The same megabytes again and again: the device's and the host's caches have them.
+        // The same megabytes again and again: the store's memory has them; for the others, the host's may.
         job: Job { file_len: 16 << 20, ..random },
         case: Case::ReadRandom { window: 32, span: 16 << 20, budget },
         target: Target::AtLeast(300_000.0),

@@ -10,12 +10,12 @@ use engine::runtime::glommio::GlommioRuntime;
 use engine::runtime::monoio::{Epoll, MonoioRuntime, Uring};
 use engine::runtime::shard::{ShardConfig, Spawn};
 use engine::runtime::{Backend, Runtime};
-use engine::store::{Counters, DiskConfig, DiskLock, RecoverySummary, Store, recover};
+use engine::store::{Counters, DiskConfig, DiskLock, ReadConfig, RecoverySummary, Store, recover};
 use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use wire::{ClusterId, ServerId};
 
-use super::cases::{Case, Work};
+use super::cases::{CACHE_BYTES, Case, Work};
 
 /// Buffers of a shard: 64 appends of 1 MiB on their way, and what the store itself needs.
 pub const MEMORY: usize = (64 << 20) + (1 << 20) + engine::store::STORE_MEMORY;
@@ -144,7 +144,9 @@ async fn serve<R: Runtime>(
     let opened = async {
         let mut recovered = recover(&rt, &disk).await.map_err(|error| error.to_string())?;
         let seed = recovered.seeds.pop().ok_or("recovery gave no shard")?;
-        let store = Store::start(rt.clone(), seed).await.map_err(|error| error.to_string())?;
+        // Reading ahead is off: the cases say themselves how many reads are in flight.
+        let reads = ReadConfig { cache_bytes: CACHE_BYTES, ahead_max: 0 };
+        let store = Store::start_with(rt.clone(), seed, reads).await.map_err(|error| error.to_string())?;
         Ok::<_, String>((store, recovered.summary))
     };
     let store = match opened.await {
