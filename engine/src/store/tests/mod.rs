@@ -12,4 +12,5 @@ mod reborn;
 mod repair;
 mod rig;
 mod smoke;
+mod stale;
 mod workload;
