@@ -11,7 +11,7 @@ use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, ServerId, StreamId};
 
 use super::model::{Model, Snap, digest};
-use super::rig::{READ_ALL_PIECE, STREAM, TERM, bytes, create_args, payload, read_all};
+use super::rig::{READ_ALL_PIECE, STREAM, TERM, bytes, create_args, payload, read_pieces};
 use crate::runtime::Runtime;
 use crate::runtime::sim::{Rng, SimBuf, SimRuntime};
 use crate::store::{Entry, ReopenArgs, Store, StoreError, Upto};
@@ -355,15 +355,17 @@ impl Worker {
 
     pub(super) async fn read(&mut self) {
         let mut from = self.model.borrow_mut().chunk(self.chunk).acknowledged();
-        let content = read_all(&self.store, self.chunk, Upto::Durable).await.unwrap();
+        let pieces = read_pieces(&self.store, self.chunk, Upto::Durable).await.unwrap();
         let now = self.now();
         // Each read shows one state, not older than what was acknowledged when it began.
-        for (at, piece) in (0..).step_by(READ_ALL_PIECE).zip(content.chunks(READ_ALL_PIECE)) {
+        let mut at = 0;
+        for piece in &pieces {
             let model = self.model.borrow();
             let shown = model.chunks[&self.chunk].showing(from, at, READ_ALL_PIECE, piece);
             from = shown.unwrap_or_else(|| panic!("chunk {}: bytes of no state from {from} on", self.chunk));
+            at += piece.len();
         }
-        let len = self.rng.below(content.len() as u64 + 1);
+        let len = self.rng.below(at as u64 + 1);
         let len = usize::try_from(len).unwrap();
         let got = self.store.digest(self.handle(), u32::try_from(len).unwrap()).await.unwrap();
         assert_eq!(got, digest(&now.content[..len]), "digest of {len} bytes");
