@@ -99,8 +99,9 @@ impl<R: Runtime> Inner<R> {
         Ok(true)
     }
 
-    /// From now on blocks change in place. Their images are durable: who reads from here on finds them
-    /// in memory, and who read before looks again when it found neither old nor new.
+    /// From now on blocks change in place. Their images are durable: who plans a read from here on finds
+    /// them in memory. Who planned one before expects what lies there now, and finds neither old nor new: it
+    /// was told when the image became durable, and is told again by the rule for whoever writes in place.
     fn rewriting(&self, shots: &[Shot]) {
         let durable_lsn = self.state.borrow().log.durable_lsn;
         let mut reads = self.reads.borrow_mut();

@@ -52,7 +52,8 @@ impl<R: Runtime> Store<R> {
     /// # Errors
     ///
     /// `BadBlock` when such a block fails its checksum: the overwrite would be merged into rot;
-    /// `BadRange` for more than 1 MiB or what is not below the end; `UnknownChunk`; `ReadFailed`.
+    /// `BadRange` for more than 1 MiB or what is not below the end; `UnknownChunk`; `ReadFailed`; `Busy` when
+    /// the blocks are overwritten all the time.
     pub async fn prepare_overwrite(&self, chunk: ChunkHandle, offset: u32, length: u32) -> Result<Edges, StoreError> {
         let inner = &self.inner;
         inner.check()?;

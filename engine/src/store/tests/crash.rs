@@ -214,8 +214,8 @@ fn still_works(rig: &Rig) {
     });
 }
 
-/// Sequences, each printed before it may fail.
-fn sequences(count: u64) {
+/// Sequences, each printed before it may fail; gives how many. `STORE_SEED` names a single one.
+fn sequences(count: u64) -> u64 {
     let from = std::env::var("STORE_SEED").ok().and_then(|seed| seed.parse().ok());
     let count = if from.is_some() { 1 } else { count };
     let from = from.unwrap_or(1);
@@ -223,6 +223,7 @@ fn sequences(count: u64) {
         eprintln!("STORE_SEED={seed}");
         sequence(&Plan::new(seed));
     }
+    count
 }
 
 /// Rule R14: whatever a power cut leaves, both copies of RING start no earlier than the space that is in use.
@@ -351,8 +352,7 @@ pub(super) fn at_any_write_of(steps: &[Step]) {
 #[test]
 fn whatever_ends_a_process_a_prefix_with_everything_acknowledged_is_left() {
     let count = std::env::var("STORE_SEEDS").ok().and_then(|count| count.parse().ok());
-    let count = count.unwrap_or(100);
-    sequences(count);
+    let count = sequences(count.unwrap_or(100));
     eprintln!("{MET:?}");
     if count >= 100 {
         for met in

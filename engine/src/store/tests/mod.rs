@@ -15,4 +15,5 @@ mod rig;
 mod rot;
 mod scrub;
 mod smoke;
+mod stale;
 mod workload;

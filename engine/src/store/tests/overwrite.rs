@@ -48,7 +48,7 @@ pub(super) fn place(rig: &Rig, offset: u64, len: usize) -> Vec<u8> {
 }
 
 /// Accepts without waiting.
-async fn accept(
+pub(super) async fn accept(
     rt: &SimRuntime,
     store: &Store<SimRuntime>,
     entry: &Entry,
@@ -208,8 +208,9 @@ fn a_read_on_its_way_while_a_checkpoint_writes_the_block_is_old_or_new() {
 /// reads take long now and then.
 #[test]
 fn every_read_beside_writes_shows_one_state_and_no_older_one_than_was_acknowledged() {
-    let mut reads = 0;
-    for seed in 1..=6 {
+    let (mut reads, mut hits) = (0, 0);
+    // Those of odd numbers have memory for blocks.
+    for seed in 1..=8 {
         eprintln!("seed {seed}");
         let rig = Rig::start_with(seed, &new_disk(), 1, 1 << 20).unwrap();
         let delay = Fault::Delay(Duration::from_millis(4));
@@ -239,7 +240,8 @@ fn every_read_beside_writes_shows_one_state_and_no_older_one_than_was_acknowledg
                         history => (history.acknowledged(), history.now().content.len() as u64),
                     };
                     let at = usize::try_from(rng.below(len) / 4096 * 4096).unwrap();
-                    let most = usize::try_from(1 + rng.below(100_000)).unwrap();
+                    let longest = if rng.below(2) == 0 { 100_000 } else { 8_000 };
+                    let most = usize::try_from(1 + rng.below(longest)).unwrap();
                     let (offset, length) = (u32::try_from(at).unwrap(), u32::try_from(most).unwrap());
                     let read = store.read(CHUNK, offset, length, Upto::Durable).await.unwrap();
                     let bytes = &read.buf.as_ref()[..read.len as usize];
@@ -251,9 +253,12 @@ fn every_read_beside_writes_shows_one_state_and_no_older_one_than_was_acknowledg
             };
             futures_util::join!(write, read).1
         });
-        assert_eq!(rig.store(7).counters().bad_blocks, 0);
+        let counters = rig.store(7).counters();
+        assert_eq!(counters.bad_blocks, 0);
+        hits += counters.cache_hits;
+        assert_eq!(counters.cache_hits > 0, seed % 2 == 1, "{counters:?}");
     }
-    assert!(reads > 600, "{reads}");
+    assert!(reads > 800 && hits > 100, "{reads} {hits}");
 }
 
 #[test]

@@ -220,19 +220,26 @@ pub(super) async fn overwrite(
 
 /// Reads everything below the limit, checking what a client would.
 pub(super) async fn read_all(store: &Store<SimRuntime>, chunk: u64, upto: Upto) -> Result<Vec<u8>, StoreError> {
-    let mut all = Vec::new();
+    Ok(read_pieces(store, chunk, upto).await?.concat())
+}
+
+/// As [`read_all`], what each read gave: each begins where the one before ended, and is of a state of its own.
+pub(super) async fn read_pieces(store: &Store<SimRuntime>, chunk: u64, upto: Upto) -> Result<Vec<Vec<u8>>, StoreError> {
+    let (mut pieces, mut end) = (Vec::new(), 0);
     loop {
-        let at = u32::try_from(all.len()).unwrap();
+        let at = u32::try_from(end).unwrap();
         let len = u32::try_from(READ_ALL_PIECE).unwrap().min((64 << 20) - at);
         let blocks = store.read(ChunkHandle(chunk), at, len, upto).await?;
         if blocks.len == 0 {
-            return Ok(all);
+            return Ok(pieces);
         }
         let bytes = blocks.buf.as_ref();
         assert_eq!(block_crcs(bytes), blocks.crcs, "blocks carry their own checksums");
         assert_eq!(bytes.len(), blocks.crcs.len() * 4096);
         let skip = (at - blocks.offset) as usize;
-        all.extend_from_slice(&bytes[skip..blocks.len as usize]);
+        let piece = bytes[skip..blocks.len as usize].to_vec();
+        end += piece.len();
+        pieces.push(piece);
     }
 }
 
