@@ -8,6 +8,7 @@ use std::rc::Rc;
 use wire::{ChunkHandle, Epoch, Seq};
 
 use super::StoreError;
+use super::canary::weakened;
 use super::layout::{BLOCK, PART_MAX, align_down, align_up};
 use super::log::Class;
 use super::record::{Append, Body, Op};
@@ -62,6 +63,7 @@ impl<R: Runtime> Store<R> {
         let bytes = content(&payload, entry.length, &entry.crcs)?;
         let blocks = cut_blocks(&tail, entry.offset, bytes, &entry.crcs);
         let count = blocks.crcs.len();
+        let in_place = file.clone().filter(|_| weakened!(TailInPlace) && !blocks.tail.is_empty());
         let file = if count > 0 { Some(file.ok_or(StoreError::UnknownChunk)?) } else { None };
         // An operation that has begun must be able to end: its parts hold back a checkpoint until then.
         let class = if entry.part > 0 { Class::Control } else { Class::Work };
@@ -74,6 +76,10 @@ impl<R: Runtime> Store<R> {
             tail: &blocks.tail,
         });
         let done = inner.accept(entry.chunk, entry.epoch, 0, &body, class)?;
+        if let Some(file) = in_place {
+            let block = blocks.first + u32::try_from(count).unwrap_or(0);
+            inner.put_tail_in_place(entry.chunk, file, block, &blocks.tail);
+        }
         if let Some(file) = file {
             inner.put_blocks(entry.chunk, file, blocks.first, count, tail, payload.clone());
         }
@@ -165,6 +171,18 @@ impl<R: Runtime> Inner<R> {
             }
             inner.write_reblocked(&file, &tail, &payload, len, at).await
         });
+    }
+
+    /// What rule R4 forbids: only ever called by a planted bug.
+    fn put_tail_in_place(self: &Rc<Self>, chunk: ChunkHandle, file: R::File, block: u32, tail: &[u8]) {
+        let page = super::page::padded(tail);
+        let mut state = self.state.borrow_mut();
+        let Some(slot) = state.chunks.get(&chunk).map(|chunk| chunk.slot()) else { return };
+        let written = state.log.group.slots.entry(slot).or_insert_with(|| (file.clone(), 0));
+        written.1 = written.1.max((block + 1) * BLOCK);
+        let inner = Rc::clone(self);
+        let at = u64::from(block) * u64::from(BLOCK);
+        self.write_in_place(&state.log.group, async move { inner.io.write_bytes(&file, page.as_slice(), at).await });
     }
 
     /// A payload that does not start at a block is copied once into block order.

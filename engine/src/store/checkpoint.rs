@@ -9,6 +9,7 @@ use std::rc::Rc;
 use futures_util::future::try_join_all;
 use wire::{ChunkHandle, Epoch, Term};
 
+use super::canary::{sometimes, weakened};
 use super::image::{self, Image};
 use super::io::Io;
 use super::layout::{BLOCK, HALF_OFFSETS, PAGE};
@@ -65,7 +66,7 @@ impl<R: Runtime> Inner<R> {
             }
             let images: Vec<&Image> = shots.iter().map(|shot| &shot.image).collect();
             let files = try_join_all(images.iter().map(|image| self.file(image.slot))).await?;
-            write_images(&self.io, &self.ring, &images, &files).await?;
+            write_images(&self.io, &self.ring, &images, &files, || self.unfenced()).await?;
             let mut state = self.state.borrow_mut();
             shots.iter().for_each(|shot| state.adopt(shot));
             shots.iter().for_each(|shot| self.touch(&mut state, shot.chunk));
@@ -83,12 +84,20 @@ impl<R: Runtime> Inner<R> {
             state.ring_seq += 1;
             (start, self.ring_page(&state, start).encode())
         };
-        for offset in [0, PAGE as u64] {
+        let copies = if weakened!(OneRootCopy) { 1 } else { 2 };
+        for offset in [0, PAGE as u64].into_iter().take(copies) {
             self.io.write_bytes(&self.ring, page.as_slice(), offset).await?;
             self.io.flush(&self.ring).await?;
+            self.unfenced()?;
         }
         self.state.borrow_mut().log.release(start);
         Ok(())
+    }
+
+    /// Rule R9 for whoever writes in several steps: a flush that succeeds after another one has failed, of
+    /// whatever file or shard, proves nothing, and what relies on it is not written.
+    pub(crate) fn unfenced(&self) -> io::Result<()> {
+        self.shared.check().map_err(|error| io::Error::other(error.to_string()))
     }
 
     fn ring_page(&self, state: &State<R>, start: Start) -> Ring {
@@ -120,6 +129,7 @@ impl<R: Runtime> Inner<R> {
         self.spawn(async move {
             let found = inner.state.borrow().live(handle).map(|chunk| chunk.replica.hdr.promised);
             let Ok(promised) = found else { return };
+            sometimes!("held-back work that keeps the journal full is dropped");
             tracing::warn!(chunk = %handle, "incomplete work keeps the journal full: dropped");
             let body = Body::Promise { promised, term: Term(0) };
             if let Ok(done) = inner.accept(handle, Epoch(promised.0), 0, &body, Class::Control) {
@@ -154,7 +164,10 @@ impl<R: Runtime> State<R> {
         }
         let handle = *self.by_slot.get(&slot)?;
         let chunk = self.chunks.get_mut(&handle)?;
-        let held = chunk.replica.held_lsn();
+        let held = chunk.replica.held_lsn().filter(|_| !weakened!(PastHeldBack));
+        if held.is_some() {
+            sometimes!("checkpoint with held-back records");
+        }
         if chunk.dirty_lsn? == held.unwrap_or(u64::MAX) {
             return None; // nothing new that counts
         }
@@ -203,22 +216,33 @@ impl<R: Runtime> State<R> {
     }
 }
 
-/// C3 to C5: partial blocks and children, flush; headers over one copy, flush; over the other, flush.
+/// C3 to C5: partial blocks and children, flush; headers over one copy, flush; over the other, flush. After each
+/// flush `unfenced` says whether it may be relied on.
 pub(crate) async fn write_images<R: Runtime>(
     io: &Io<R>,
     ring: &R::File,
     images: &[&Image],
     files: &[R::File],
+    unfenced: impl Fn() -> io::Result<()>,
 ) -> io::Result<()> {
     try_join_all(images.iter().zip(files).map(|(image, file)| write_children(io, image, file))).await?;
     let unwritten: Vec<&R::File> =
         images.iter().zip(files).filter(|(image, _)| image.needs_slot_sync()).map(|(_, file)| file).collect();
     io.count(|counters| counters.slot_syncs += unwritten.len() as u64);
     try_join_all(unwritten.iter().map(|file| io.flush(file))).await?;
-    if unwritten.is_empty() {
+    if unwritten.is_empty() && !weakened!(OneFlushForAll) {
         io.flush(ring).await?; // else one of those syncs has flushed the device
     }
-    for offset in HALF_OFFSETS {
+    unfenced()?;
+    if weakened!(NoFlushAfterRedo) {
+        for (image, file) in images.iter().zip(files) {
+            if let Some((at, page)) = &image.in_place {
+                io.write_bytes(file, page.as_slice(), *at).await?;
+            }
+        }
+    }
+    let copies = if weakened!(OneRootCopy) || weakened!(OneCheckpointCopy) { 1 } else { 2 };
+    for offset in HALF_OFFSETS.into_iter().take(copies) {
         try_join_all(
             images
                 .iter()
@@ -226,13 +250,17 @@ pub(crate) async fn write_images<R: Runtime>(
                 .map(async |(image, file)| io.write_bytes(file, image.hdr.encode().as_slice(), offset).await),
         )
         .await?;
-        io.flush(ring).await?;
+        if !weakened!(RingBeforeHeaders) {
+            io.flush(ring).await?;
+        }
+        unfenced()?;
     }
     Ok(())
 }
 
 async fn write_children<R: Runtime>(io: &Io<R>, image: &Image, file: &R::File) -> io::Result<()> {
-    for (offset, page) in image.children.iter().chain(&image.in_place) {
+    let in_place = image.in_place.iter().filter(|_| !weakened!(NoFlushAfterRedo));
+    for (offset, page) in image.children.iter().chain(in_place) {
         io.write_bytes(file, page.as_slice(), *offset).await?;
     }
     Ok(())

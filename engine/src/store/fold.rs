@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use wire::ChunkHandle;
 
+use super::canary::{sometimes, weakened};
 use super::header::{Flags, Hdr, SlotState};
 use super::layout::{BLOCK, align_down};
 use super::record::{Body, FLAG_FILL, Head};
-use super::replica::{Replica, Written};
+use super::replica::{Replica, Written, crcs_of_padded};
 
 /// What a slot holds while records are applied to it.
 #[derive(Clone, Debug)]
@@ -64,6 +65,7 @@ impl Fold {
     /// Applies a record. One that does not fit marks the replica damaged: header and journal disagree.
     pub(crate) fn apply(&mut self, head: &Head, body: &[u8], written: &mut Vec<Written>) -> Result<(), NotReplayed> {
         if head.lsn <= self.ckpt_lsn {
+            sometimes!("record that its header contains already");
             return Ok(());
         }
         self.applied += 1;
@@ -159,6 +161,7 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
             gone = (record.head.chunk, seq.max(gone.1));
         }
     }
+    let newest = written.last().copied();
     let mut last_writer = BTreeMap::new();
     for blocks in written {
         for block in blocks.first_block..blocks.first_block + blocks.blocks {
@@ -174,10 +177,43 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
         let check = |(block, by): (u32, Written)| {
             Some(Check { block, lsn: by.lsn, op_lsn: by.op_lsn, crc: replica.crcs.get(block)? })
         };
-        verify = last_writer.into_iter().filter(|(block, _)| *block < whole).filter_map(check).collect();
+        verify = last_writer
+            .iter()
+            .map(|(block, by)| (*block, *by))
+            .filter(|(block, _)| *block < whole)
+            .filter_map(check)
+            .collect();
+        if weakened!(TailInPlace)
+            && !replica.tail.is_empty()
+            && let Some(by) = newest.filter(|by| by.first_block + by.blocks == whole)
+        {
+            let crc = crcs_of_padded(&replica.tail);
+            verify.push(Check { block: whole, lsn: by.lsn, op_lsn: by.op_lsn, crc });
+        }
+        if weakened!(EveryWriterChecked) {
+            verify.extend(
+                records
+                    .iter()
+                    .filter(|record| record.head.lsn < cut)
+                    .flat_map(checks_of)
+                    .filter(|check| check.block < whole),
+            );
+        }
     }
     fold.changed |= gone.1 > 0;
     Ok(Trial { fold, verify })
+}
+
+/// What a single APPEND says of the blocks it wrote, whoever wrote them later: only a planted bug asks.
+fn checks_of(record: &Pending) -> Vec<Check> {
+    let lsn = record.head.lsn;
+    match Body::decode(record.head.kind, &record.body) {
+        Ok(Body::Append(append)) => (append.first_block..)
+            .zip(append.crcs.iter())
+            .map(|(block, crc)| Check { block, lsn, op_lsn: lsn, crc: *crc })
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Type number of PROMISE.

@@ -8,6 +8,7 @@ use wire::{ChunkHandle, Term};
 
 use super::StoreError;
 use super::batch::Subject;
+use super::canary::{sometimes, weakened};
 use super::event::Event;
 use super::layout::{DEDUP_MAX, MEMBERS_MAX};
 use super::log::{Class, End};
@@ -144,6 +145,9 @@ impl<R: Runtime> Inner<R> {
         let Some(free) = state.free.remove(at) else {
             return Ok(None);
         };
+        if free.dirty_lsn.is_some() {
+            sometimes!("slot re-used while the old chunk is still in the ring");
+        }
         let lsn = state.log.push(Subject { chunk: args.chunk, slot, epoch: args.epoch }, 0, &body);
         let chunk = Chunk {
             replica: Replica::created(&free.hdr, args.chunk, args.epoch, &create),
@@ -152,7 +156,7 @@ impl<R: Runtime> Inner<R> {
             dirty_lsn: Some(free.dirty_lsn.unwrap_or(lsn)),
             allocated: free.allocated,
             users: free.users,
-            created: false,
+            created: weakened!(SlotReusedEarly),
             filling: Rc::default(),
         };
         state.log.group.ends.insert(args.chunk, chunk.durable.clone());
@@ -184,7 +188,7 @@ impl<R: Runtime> Inner<R> {
                 dirty_lsn: Some(chunk.dirty_lsn.unwrap_or(lsn)),
                 allocated: chunk.allocated,
                 users: chunk.users,
-                durable: false,
+                durable: weakened!(SlotReusedEarly),
             });
         }
         state.by_slot.remove(&slot);

@@ -17,7 +17,6 @@
 mod append;
 mod batch;
 mod cache;
-#[cfg(test)]
 mod canary;
 mod checkpoint;
 mod commit;

@@ -91,7 +91,9 @@ impl<R: Runtime> Inner<R> {
         }
         rt.sync_folder(&self.shared.root, Folder::Slots).await?;
         rt.sync_folder(&self.shared.root, Folder::Root).await?;
+        self.unfenced()?;
         writer.write(&self.io, |disk| disk.slots = first + MAKE).await?;
+        self.unfenced()?;
         drop(writer);
         let mut state = self.state.borrow_mut();
         for (hdr, file) in made {

@@ -1,5 +1,6 @@
 //! What a power cut, or the death of a process, leaves of a simulated disk.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::{FileId, Folder};
@@ -94,6 +95,39 @@ impl SimDisk {
         units
     }
 
+    /// As [`SimDisk::unflushed`], without sectors whose fate changes nothing: those that the medium already
+    /// holds, and those that come with the conversion of their block. What is left decides over distinct disks.
+    #[must_use]
+    pub fn undecided(&self) -> Vec<Unit> {
+        let fork = self.fork();
+        let mut disk = fork.lock();
+        disk.land_all();
+        let converted: Vec<u64> = disk
+            .pending_meta
+            .iter()
+            .filter(|meta| matches!(meta.what, What::Convert { .. }))
+            .map(|meta| meta.seq)
+            .collect();
+        let mut units: Vec<Unit> = disk.pending_meta.iter().map(|meta| meta.what.unit()).collect();
+        let mut touched: BTreeMap<(FileId, u64), u8> = BTreeMap::new();
+        for write in &disk.pending_blocks {
+            let Some(file) = disk.files.get(&write.file) else { continue };
+            let before = file.safe.page(write.block).map(AsRef::as_ref);
+            let touched = touched.entry((write.file, write.block)).or_default();
+            let mask = write.mask & (write.page.differing(before) | *touched);
+            *touched |= mask;
+            if converted.binary_search(&write.seq).is_ok() {
+                *touched = 0xFF;
+                continue;
+            }
+            let sectors = (0..8u64).filter(|sector| mask & (1 << sector) != 0);
+            units.extend(
+                sectors.map(|sector| Unit::Sector(write.file, write.block * 4096 + sector * SECTOR as u64, write.seq)),
+            );
+        }
+        units
+    }
+
     /// Cuts the power and keeps exactly the units for which `keep` says so; it is asked once for each,
     /// in the order of [`SimDisk::unflushed`]. Open files are dead, calls in flight are never answered.
     pub fn power_cut_keeping(&self, mut keep: impl FnMut(&Unit) -> bool) {
@@ -185,17 +219,15 @@ impl Disk {
             What::Allocate { file, blocks } => {
                 if let Some(file) = self.files.get_mut(file) {
                     let safe = &mut Arc::make_mut(file).safe;
-                    for block in blocks.iter() {
-                        let block = safe.block_mut(*block);
-                        if block.extent == Extent::Hole {
-                            block.extent = Extent::Unwritten;
-                        }
+                    for block in blocks.iter().filter(|block| safe.extent(**block) == Extent::Hole).collect::<Vec<_>>()
+                    {
+                        safe.change(*block, |block| block.extent = Extent::Unwritten);
                     }
                 }
             }
             What::Convert { file, block } => {
                 if let Some(file) = self.files.get_mut(file) {
-                    Arc::make_mut(file).safe.block_mut(*block).extent = Extent::Written;
+                    Arc::make_mut(file).safe.change(*block, |block| block.extent = Extent::Written);
                 }
             }
         }
@@ -254,9 +286,12 @@ impl Disk {
         for (id, mut file) in files {
             let reachable = folder_key(folder_of(id)).is_none_or(|key| self.folders.contains_key(&key));
             if file.named && reachable {
-                let state = Arc::make_mut(&mut file);
-                state.safe.hide_unwritten();
-                state.seen = state.safe.clone();
+                if file.differs {
+                    let state = Arc::make_mut(&mut file);
+                    state.safe.hide_unwritten();
+                    state.seen = state.safe.clone();
+                    state.differs = false;
+                }
                 self.files.insert(id, file);
             }
         }

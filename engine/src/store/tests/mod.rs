@@ -1,9 +1,15 @@
 //! The store on a simulated disk: what it promises, said as tests.
+//!
+//! `STORE_TIER` (`short`, `ci`, `night`) sizes the campaigns; `docs/testing.md` has the commands.
 
+mod canaries;
 mod costs;
 mod crash;
+mod enumerate;
 mod faults;
 mod model;
 mod rig;
+mod sequence;
 mod smoke;
+mod tiers;
 mod workload;

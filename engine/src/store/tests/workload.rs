@@ -25,13 +25,30 @@ pub(super) struct Worker {
     pub(super) rng: Rng,
     /// Largest append.
     pub(super) size_max: usize,
+    /// Chunks come and go.
+    pub(super) churn: bool,
+    /// The disk has faults: it may be fenced, and reads may fail.
+    pub(super) faulty: bool,
 }
 
 impl Worker {
     pub(super) async fn run(mut self, steps: usize) {
         for _ in 0..steps {
+            if self.is_over() {
+                return;
+            }
             self.step().await;
         }
+    }
+
+    /// The disk answers no more.
+    fn is_over(&self) -> bool {
+        self.faulty && self.store.inner.check().is_err()
+    }
+
+    /// A fault may have come in between; anything else is a bug.
+    fn is_fault(&self, error: &StoreError) -> bool {
+        self.faulty && matches!(error, StoreError::Fenced(_) | StoreError::BadBlock(_) | StoreError::ReadFailed(_))
     }
 
     fn handle(&self) -> ChunkHandle {
@@ -60,7 +77,7 @@ impl Worker {
         inner.checkpoint_soon(&mut inner.state.borrow_mut());
     }
 
-    async fn step(&mut self) {
+    pub(super) async fn step(&mut self) {
         if self.one_in(12) {
             self.checkpoint_soon();
         }
@@ -68,9 +85,10 @@ impl Worker {
         match now.state {
             None => self.create().await,
             Some(ReplicaState::Condemned) => self.free().await,
-            Some(ReplicaState::Sealed) if self.one_in(4) => self.condemn().await,
+            Some(ReplicaState::Sealed) if self.churn || self.one_in(4) => self.condemn().await,
             Some(ReplicaState::Sealed) => self.read().await,
-            Some(_) if self.one_in(80) => self.condemn().await,
+            Some(_) if self.one_in(if self.churn { 4 } else { 80 }) => self.condemn().await,
+            Some(_) if now.filled && self.one_in(4) => self.seal_again().await,
             Some(_) if now.filled || now.closed => self.confirm().await,
             Some(_) if now.promised > now.epoch => match self.rng.below(5) {
                 0 => self.prepare().await,
@@ -104,6 +122,8 @@ impl Worker {
             Err(StoreError::Busy | StoreError::NoSpace | StoreError::Mismatch) => {
                 model.chunk(self.chunk).take_back(number);
             }
+            // Whether it happened is not known.
+            Err(error) if self.is_fault(&error) => {}
             Err(error) => panic!("chunk {}: {error:?}", self.chunk),
         }
     }
@@ -149,6 +169,7 @@ impl Worker {
         match self.store.reserve(self.handle(), off + total).await {
             Ok(()) => {}
             Err(StoreError::NoSpace) => return,
+            Err(error) if self.is_fault(&error) => return,
             Err(error) => panic!("reserve: {error:?}"),
         }
         let data = bytes(self.rng.next(), len);
@@ -184,7 +205,8 @@ impl Worker {
                         self.rt.sleep(std::time::Duration::from_millis(5)).await;
                     }
                     // The journal was so full that the incomplete operation was dropped.
-                    Err(StoreError::NotNext) if waited > 0 => return,
+                    Err(StoreError::NotNext) if part > 0 => return,
+                    Err(error) if self.is_fault(&error) => return,
                     accepted => break accepted.unwrap(),
                 }
             };
@@ -199,10 +221,12 @@ impl Worker {
             let landed = DedupEntry { id, chunk: self.handle(), offset: off, len: total };
             snap.completed(landed, entry.first_unacked);
             let number = self.model.borrow_mut().chunk(self.chunk).issue(snap);
-            let (model, chunk) = (Rc::clone(&self.model), self.chunk);
+            let (model, chunk, faulty) = (Rc::clone(&self.model), self.chunk, self.faulty);
             let acknowledged = async move {
-                done.await.unwrap();
-                model.borrow_mut().chunk(chunk).acknowledge(number);
+                match done.await {
+                    Ok(()) => model.borrow_mut().chunk(chunk).acknowledge(number),
+                    Err(error) => assert!(faulty, "append: {error:?}"),
+                }
             };
             if self.one_in(3) { acknowledged.await } else { self.rt.spawn(acknowledged) }
         }
@@ -222,13 +246,19 @@ impl Worker {
 
     pub(super) async fn read(&mut self) {
         let least = self.model.borrow_mut().chunk(self.chunk).acknowledged_len();
-        let content = read_all(&self.store, self.chunk, Upto::Durable).await.unwrap();
+        let content = match read_all(&self.store, self.chunk, Upto::Durable).await {
+            Ok(content) => content,
+            Err(error) => return assert!(self.is_fault(&error), "read: {error:?}"),
+        };
         let now = self.now();
         assert!(content.len() >= least, "acknowledged bytes are readable");
         assert!(now.content.starts_with(&content), "nothing else is");
         let len = self.rng.below(content.len() as u64 + 1);
         let len = usize::try_from(len).unwrap();
-        let got = self.store.digest(self.handle(), u32::try_from(len).unwrap()).await.unwrap();
+        let got = match self.store.digest(self.handle(), u32::try_from(len).unwrap()).await {
+            Ok(got) => got,
+            Err(error) => return assert!(self.is_fault(&error), "digest: {error:?}"),
+        };
         assert_eq!(got, digest(&now.content[..len]), "digest of {len} bytes");
     }
 
@@ -242,9 +272,18 @@ impl Worker {
     }
 
     pub(super) async fn prepare(&mut self) {
+        let more = u32::try_from(self.rng.below(2)).unwrap();
+        self.prepare_as(more).await;
+    }
+
+    async fn prepare_above(&mut self) {
+        self.prepare_as(1).await;
+    }
+
+    async fn prepare_as(&mut self, more: u32) {
         let now = self.now();
         let mut snap = now.clone();
-        snap.promised += u32::try_from(self.rng.below(2)).unwrap();
+        snap.promised += more;
         if snap.promised == snap.epoch {
             snap.promised += 1;
         }
@@ -280,6 +319,7 @@ impl Worker {
                     Err(StoreError::Busy | StoreError::NoSpace) => return,
                     // Held-back records filled the journal and were dropped.
                     Err(StoreError::BadRange) => return,
+                    Err(error) if self.is_fault(&error) => return,
                     Err(error) => panic!("fill: {error:?}"),
                 }
                 self.dawdle().await;
@@ -302,6 +342,14 @@ impl Worker {
         self.issue(snap, async move { store.seal(TERM, handle, epoch, seq, len, digest, None).await }).await;
     }
 
+    /// Another master's seal, under a higher promise, of a content that was set and not confirmed.
+    pub(super) async fn seal_again(&mut self) {
+        self.prepare_above().await;
+        if !self.is_over() {
+            self.fill_and_seal().await;
+        }
+    }
+
     pub(super) async fn confirm(&mut self) {
         let mut snap = self.now();
         let epoch = if snap.filled { snap.promised } else { snap.epoch };
@@ -316,6 +364,39 @@ impl Worker {
     pub(super) async fn confirm_if_filled(&mut self) {
         if self.now().filled {
             self.confirm().await;
+        }
+    }
+
+    pub(super) async fn seal_again_if_filled(&mut self) {
+        if self.now().filled {
+            self.seal_again().await;
+        }
+    }
+
+    /// A checkpoint while parts of an operation are held back.
+    pub(super) async fn append_around_a_checkpoint(&mut self) {
+        let (rt, store) = (self.rt.clone(), self.store.clone());
+        let checkpoint = async move {
+            rt.yield_now().await;
+            store.inner.checkpoint().await;
+        };
+        futures_util::join!(self.append(4), checkpoint);
+    }
+
+    /// The chunk comes and goes, so that slots are used again.
+    pub(super) async fn churn(&mut self) {
+        for _ in 0..4 {
+            match self.now().state {
+                None => self.create().await,
+                Some(ReplicaState::Condemned) => {
+                    self.free().await;
+                    self.create().await;
+                }
+                Some(_) => self.condemn().await,
+            }
+            if self.now().state == Some(ReplicaState::Open) {
+                self.append(1).await;
+            }
         }
     }
 
