@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::StoreError;
 use super::append::{is_full, is_shortage};
+use super::canary::weakened;
 use super::header::Hdr;
 use super::io::Io;
 use super::layout::{HALF_OFFSETS, HALF_PAGES, PAGE};
@@ -46,7 +47,9 @@ impl<R: Runtime> Inner<R> {
             self.check()?;
             {
                 let state = self.state.borrow();
-                if let Some(free) = state.free.iter().find(|free| free.is_ready()) {
+                let mut ready = state.free.iter().filter(|free| free.is_ready());
+                let next = if weakened!(SlotReusedEarly) { ready.next_back() } else { ready.next() };
+                if let Some(free) = next {
                     return Ok(free.hdr.common.number);
                 }
             }

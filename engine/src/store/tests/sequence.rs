@@ -144,6 +144,10 @@ pub(super) fn run(plan: &Plan) -> u64 {
         live(&rig, &model, &mut rng, plan, ending);
         rig.sim.disk().heal();
         let fenced = rig.stores[0].inner.check().is_err();
+        if fenced && rng.once_in(2) {
+            // Time for DISK to say so.
+            rig.sim.run(|rt| async move { rt.sleep(std::time::Duration::from_millis(50)).await });
+        }
         if ending == Ending::Stop && !fenced {
             still_works(&rig);
         }

@@ -83,6 +83,7 @@ impl Worker {
         }
         let now = self.now();
         match now.state {
+            None if self.churn && self.one_in(2) => self.create_and_append_at_once().await,
             None => self.create().await,
             Some(ReplicaState::Condemned) => self.free().await,
             Some(ReplicaState::Sealed) if self.churn || self.one_in(4) => self.condemn().await,
@@ -145,6 +146,34 @@ impl Worker {
         };
         let store = self.store.clone();
         self.issue(snap, async move { store.create(args).await }).await;
+    }
+
+    /// Somebody who does not wait for the answer to the create.
+    async fn create_and_append_at_once(&mut self) {
+        let mut rng = self.rng.clone();
+        self.rng.next();
+        std::mem::swap(&mut rng, &mut self.rng);
+        let mut creator = Self {
+            rt: self.rt.clone(),
+            store: self.store.clone(),
+            model: Rc::clone(&self.model),
+            chunk: self.chunk,
+            rng,
+            size_max: self.size_max,
+            churn: self.churn,
+            faulty: self.faulty,
+        };
+        let store = self.store.clone();
+        let handle = self.handle();
+        let appended = async {
+            for _ in 0..2000 {
+                if store.view(handle).is_some() {
+                    return self.append(1).await;
+                }
+                self.rt.yield_now().await;
+            }
+        };
+        futures_util::join!(creator.create(), appended);
     }
 
     fn size(&mut self) -> usize {
