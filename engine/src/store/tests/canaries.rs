@@ -4,18 +4,13 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::enumerate;
 use super::sequence::{self, Plan};
 use super::tiers::{Tier, from_env, on_every_core};
+use crate::runtime::sim::real_time;
 use crate::store::canary::{Bug, Planted};
-
-/// Real time, for what is printed: nothing is decided by it.
-#[allow(clippy::disallowed_methods, reason = "a campaign prints how long it took")]
-pub(super) fn real_time() -> Instant {
-    Instant::now()
-}
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };

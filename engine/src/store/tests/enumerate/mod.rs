@@ -141,7 +141,7 @@ fn every_crash_at_every_write_leaves_a_prefix_with_everything_acknowledged() {
     let target = from_env("STORE_STATES").unwrap_or(tier.pick(20_000, 1_000_000, 10_000_000));
     let (from, to) = from_env("STORE_SEED").map_or((1, u64::MAX), |seed| (seed, seed + 1));
     let samples = tier.pick(8, 48, 256);
-    let started = super::canaries::real_time();
+    let started = crate::runtime::sim::real_time();
     let total = Mutex::new(Tally::default());
     on_every_core(from, to, |seed| {
         let tally = script::run(seed, samples);
@@ -155,7 +155,9 @@ fn every_crash_at_every_write_leaves_a_prefix_with_everything_acknowledged() {
         let hits = hits();
         let missed: Vec<_> = REACHED.iter().filter(|name| !hits.contains_key(*name)).collect();
         assert!(missed.is_empty(), "never reached: {missed:?}");
-        assert_eq!(total.shards.len(), SHARDS.len() * SHARDS.len(), "every pair of shard counts");
+        if tier > Tier::Short {
+            assert_eq!(total.shards.len(), SHARDS.len() * SHARDS.len(), "every pair of shard counts");
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::super::model::Model;
 use super::super::rig::{Rig, config};
@@ -13,7 +12,7 @@ use super::super::workload::{Shared, Worker};
 use super::cuts::Cuts;
 use super::{SHARDS, Tally};
 use crate::runtime::FileId;
-use crate::runtime::sim::{Rng, Sim, SimDisk};
+use crate::runtime::sim::{Rng, Sim, SimDisk, real_time};
 use crate::store::canary::sometimes;
 use crate::store::recover;
 
@@ -47,7 +46,7 @@ impl Watch {
 
     /// Cuts the power in every way that matters.
     pub(super) fn boundary(&mut self, kind: &'static str, disk: &SimDisk, model: &Shared) {
-        let started = clock();
+        let started = real_time();
         let model = model.borrow();
         let signature = model.signature();
         let cuts = Cuts::of(disk, self.samples, self.rng.next());
@@ -210,10 +209,4 @@ fn step_of_recovery(disk: &SimDisk, slots_read: &mut bool) {
         }
         None => {}
     }
-}
-
-/// Real time, for the rates that are printed: nothing is decided by it.
-#[allow(clippy::disallowed_methods, reason = "a campaign prints how fast it was")]
-pub(super) fn clock() -> Instant {
-    Instant::now()
 }
