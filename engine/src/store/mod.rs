@@ -17,7 +17,6 @@
 mod append;
 mod batch;
 mod cache;
-#[cfg(test)]
 mod canary;
 mod checkpoint;
 mod clone;
@@ -54,6 +53,8 @@ mod tests;
 mod types;
 mod walk;
 
+#[cfg(feature = "canary")]
+pub use canary::plant;
 pub use clone::{Lender, Lent};
 pub use error::{OpenError, StoreError};
 pub use import::Import;

@@ -7,8 +7,10 @@ use wire::ChunkHandle;
 use wire::member::ReplicaState;
 
 use super::StoreError;
+use super::canary::weakened;
 use super::header::Hdr;
-use super::layout::{BLOCK, CHUNK_CAPACITY, Child, PAGE};
+use super::io::Io;
+use super::layout::{BLOCK, CHUNK_CAPACITY, CRCS_PER_PAGE, Child, PAGE};
 use super::page::{self, CrcPage, Page};
 use super::replica::{SeenBlocks, Tail, crcs_of_padded};
 use super::shard::{Chunk, Inner, Store};
@@ -229,7 +231,10 @@ impl<R: Runtime> Inner<R> {
             let file = self.file(slot).await.map_err(failed)?;
             let child = Child::Crc(index);
             let page = self.io.read_page(&file, child.offset(hdr.copy_of(child))).await;
-            let crcs = page.ok().and_then(|page| crc_page(&page, &hdr, index));
+            let mut crcs = page.ok().and_then(|page| crc_page(&page, &hdr, index));
+            if weakened!(ChecksumsRecomputed) && crcs.is_none() {
+                crcs = Some(recomputed(&self.io, &file, index, hdr.durable_len / BLOCK).await);
+            }
             let mut state = self.state.borrow_mut();
             let held = state.chunks.get_mut(&chunk).ok_or(StoreError::UnknownChunk)?;
             if held.replica.hdr.crc_page_crc[index] != hdr.crc_page_crc[index] {
@@ -264,6 +269,20 @@ fn first_bad(bytes: &[u8], crcs: &[u32]) -> Option<u32> {
     let blocks = bytes.as_chunks::<PAGE>().0;
     let bad = blocks.iter().zip(crcs).position(|(block, crc)| crc32c::crc32c(block) != *crc)?;
     u32::try_from(bad).ok()
+}
+
+/// Checksums of what lies in the blocks of a page now, which proves nothing: only a planted bug asks.
+pub(crate) async fn recomputed<R: Runtime>(io: &Io<R>, file: &R::File, index: usize, end: u32) -> Box<CrcPage> {
+    let mut crcs = Box::new([0; CRCS_PER_PAGE]);
+    for (entry, crc) in crcs.iter_mut().enumerate() {
+        let block = index * CRCS_PER_PAGE + entry;
+        if block < end as usize
+            && let Ok(page) = io.read_page(file, (block * PAGE) as u64).await
+        {
+            *crc = crc32c::crc32c(page.as_slice());
+        }
+    }
+    crcs
 }
 
 /// A CRC page, if it is the one that the header names.

@@ -79,8 +79,6 @@ pub(crate) struct Inner<R: Runtime> {
     /// Held during a checkpoint.
     pub(crate) checkpoints: Mutex<()>,
     pub(crate) stopping: Cell<bool>,
-    #[cfg(test)]
-    pub(crate) canary: Cell<super::canary::Canary>,
 }
 
 /// What changes.
@@ -250,8 +248,6 @@ impl<R: Runtime> Store<R> {
             making_slots: Mutex::default(),
             checkpoints: Mutex::default(),
             stopping: Cell::new(false),
-            #[cfg(test)]
-            canary: Cell::default(),
         };
         let store = Self { inner: Rc::new(inner) };
         store.inner.keep_slots_ready();

@@ -7,7 +7,9 @@ use wire::{ChunkHandle, ClusterId, Epoch, InodeId, OpId, Seq, ServerId, StreamId
 
 use crate::runtime::Runtime;
 use crate::runtime::sim::{Sim, SimBuf, SimDisk, SimRuntime};
-use crate::store::{CreateArgs, DiskConfig, Entry, OpenError, RecoverySummary, Store, StoreError, Upto, recover};
+use crate::store::{
+    CreateArgs, DiskConfig, Entry, OpenError, RecoverySummary, ShardSeed, Store, StoreError, Upto, recover,
+};
 
 pub(super) const TERM: Term = Term(1);
 pub(super) const EPOCH: Epoch = Epoch(1);
@@ -16,7 +18,9 @@ pub(super) const STREAM: StreamId = StreamId([3; 16]);
 /// A running process.
 pub(super) struct Rig {
     pub(super) sim: Sim,
+    /// Of every shard, or of those that hold chunks.
     pub(super) stores: Vec<Store<SimRuntime>>,
+    shards: u32,
     pub(super) summary: RecoverySummary,
 }
 
@@ -32,17 +36,32 @@ impl Rig {
     }
 
     pub(super) fn start_with(seed: u64, disk: &SimDisk, shards: u32, ring_bytes: u64) -> Result<Self, OpenError> {
+        Self::start_some(seed, disk, shards, ring_bytes, |_| true)
+    }
+
+    /// Starts what holds a chunk: enough to look at what recovery made of a disk.
+    pub(super) fn start_lean(seed: u64, disk: &SimDisk, shards: u32, ring_bytes: u64) -> Result<Self, OpenError> {
+        Self::start_some(seed, disk, shards, ring_bytes, |seed| !seed.chunks.is_empty())
+    }
+
+    fn start_some(
+        seed: u64,
+        disk: &SimDisk,
+        shards: u32,
+        ring_bytes: u64,
+        which: impl Fn(&ShardSeed) -> bool + 'static,
+    ) -> Result<Self, OpenError> {
         let sim = Sim::with_disk(seed, disk);
         let config = config(&sim, shards, ring_bytes);
         let (stores, summary) = sim.run(|rt| async move {
             let recovered = recover(&rt, &config).await?;
             let mut stores = Vec::new();
-            for seed in recovered.seeds {
+            for seed in recovered.seeds.into_iter().filter(which) {
                 stores.push(Store::start(rt.clone(), seed).await?);
             }
             Ok::<_, OpenError>((stores, recovered.summary))
         })?;
-        Ok(Self { sim, stores, summary })
+        Ok(Self { sim, stores, shards, summary })
     }
 
     /// Stops in order; everything is on the disk.
@@ -75,8 +94,13 @@ impl Rig {
 
     /// The store of a chunk.
     pub(super) fn store(&self, chunk: u64) -> Store<SimRuntime> {
-        let shards = u32::try_from(self.stores.len()).unwrap();
-        self.stores[ChunkHandle(chunk).shard(shards) as usize].clone()
+        self.find(chunk).unwrap()
+    }
+
+    /// The same, if its shard was started.
+    pub(super) fn find(&self, chunk: u64) -> Option<Store<SimRuntime>> {
+        let shard = ChunkHandle(chunk).shard(self.shards);
+        self.stores.iter().find(|store| store.inner.shard == shard).cloned()
     }
 
     /// Runs something with the store of a chunk.
