@@ -23,7 +23,7 @@ REAL_DISKS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test verify fix bench bench-engine power-cut disk-faults store-driver release tools
+.PHONY: help run test campaigns crash canaries nightly verify fix bench bench-engine power-cut disk-faults store-driver release tools
 
 help: ## this list
 	@echo "Usage: make TARGET"
@@ -37,9 +37,31 @@ run: release ## start master, three chunkservers and gateway here; Ctrl-C stops 
 
 test: tools ## run every test
 	$(CARGO) test --workspace --locked $(CARGO_FLAGS)
+	@$(MAKE) campaigns TIER=ci
 	@$(MAKE) power-cut STATES=25
 	@$(MAKE) disk-faults
 	@docker/test/compose.sh
+
+# The campaigns of the chunk store on the simulated disk: crash states, random lives, planted bugs.
+# TIER is short, ci or night; the optimised build is the one that `make test` has made.
+TIER ?= ci
+STORE_TEST = $(CARGO) test --workspace --locked $(CARGO_FLAGS) --lib -- --nocapture --test-threads 1
+
+campaigns: tools
+	STORE_TIER=$(TIER) STORE_TURN=$$(($$(date +%s) / 86400)) $(STORE_TEST) $(CRASH_TESTS) every_planted_bug_is_found
+
+CRASH_TESTS = every_crash_at_every_write whatever_ends_a_process what_once_failed
+
+crash: tools ## crash the store at every write of every kind of operation (SEED=n: one script and one random life again)
+	STORE_TIER=$(TIER) $(if $(SEED),STORE_SEED=$(SEED)) $(STORE_TEST) $(CRASH_TESTS)
+
+canaries: tools ## plant every bug, and fail when the tests do not find one (CANARY=D9,E1: only these)
+	STORE_TIER=$(if $(CANARY),night,$(TIER)) $(if $(CANARY),CANARY=$(CANARY)) $(STORE_TEST) every_planted_bug_is_found
+
+nightly: tools ## the campaigns of the store at full length, and power cuts on real file systems: hours
+	@$(MAKE) campaigns TIER=night
+	@$(MAKE) power-cut
+	@$(MAKE) disk-faults
 
 verify: tools ## check format, lints, documentation, dependencies and layers
 	$(CARGO) fmt --all --check

@@ -166,6 +166,11 @@ pub trait Runtime: Clone + 'static {
     /// call. Dropping the future loses the connection: close it.
     async fn send_all(&self, writer: &mut Self::Writer, head: Vec<u8>, payload: Option<Self::Buf>) -> io::Result<()>;
 
+    /// Bytes that nobody can guess, from the operating system. The simulation draws them from its seed.
+    fn random(&self, into: &mut [u8]) -> io::Result<()> {
+        getrandom::fill(into).map_err(io::Error::other)
+    }
+
     /// Runs a task on this shard until it ends, whoever forgets it. The shard does not stop before
     /// its tasks' I/O has ended.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use wire::{ChunkHandle, Epoch, Seq, StreamId};
 
 use super::StoreError;
+use super::canary::weakened;
 use super::header::Flags;
 use super::layout::{BLOCK, PART_MAX, align_up};
 use super::log::Class;
@@ -57,6 +58,7 @@ impl<R: Runtime> Store<R> {
         let bytes = content(&payload, entry.length, &entry.crcs)?;
         let blocks = cut_blocks(&tail, entry.offset, bytes, &entry.crcs);
         let count = blocks.crcs.len();
+        let in_place = file.clone().filter(|_| weakened!(TailInPlace) && !blocks.tail.is_empty());
         let file = if count > 0 { Some(file.ok_or(StoreError::UnknownChunk)?) } else { None };
         // An operation that has begun must be able to end: its parts hold back a checkpoint until then.
         let class = if entry.part > 0 { Class::Control } else { Class::Work };
@@ -69,6 +71,10 @@ impl<R: Runtime> Store<R> {
             tail: &blocks.tail,
         });
         let done = inner.accept(entry.chunk, entry.epoch, 0, &body, class)?;
+        if let Some(file) = in_place {
+            let block = blocks.first + u32::try_from(count).unwrap_or(0);
+            inner.put_at_once(entry.chunk, file, block, super::page::padded(&blocks.tail).to_vec());
+        }
         if let Some(file) = file {
             inner.put_blocks(entry.chunk, file, blocks.first, count, tail, payload.clone());
         }
@@ -211,6 +217,18 @@ impl<R: Runtime> Inner<R> {
                 return inner.io.write(&file, inner.io.rt.slice(&payload, 0..len), at).await;
             }
             inner.write_reblocked(&file, &tail, &payload, len, at).await
+        });
+    }
+
+    /// What rules R3 and R4 forbid: only ever called by a planted bug.
+    pub(crate) fn put_at_once(self: &Rc<Self>, chunk: ChunkHandle, file: R::File, block: u32, bytes: Vec<u8>) {
+        let mut state = self.state.borrow_mut();
+        let Some(slot) = state.chunks.get(&chunk).map(|chunk| chunk.slot()) else { return };
+        let written = state.log.group.slots.entry(slot).or_insert_with(|| (file.clone(), 0));
+        written.1 = written.1.max(block * BLOCK + u32::try_from(bytes.len()).unwrap_or(0));
+        let inner = Rc::clone(self);
+        self.write_in_place(&state.log.group, async move {
+            inner.io.write_bytes(&file, &bytes, u64::from(block) * u64::from(BLOCK)).await
         });
     }
 

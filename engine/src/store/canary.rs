@@ -1,43 +1,196 @@
-//! Deliberate bugs that the tests must find. They exist in test builds only, and with the feature
-//! `canary`, which is for tests on real disks.
+//! Deliberate bugs that the tests must find, and counted branches that they must reach. Bugs can be planted in
+//! test builds and with the feature `canary` (for programs that test a store on real disks); elsewhere
+//! [`weakened!`] is `false`. [`sometimes!`] counts in test builds only.
 
-/// Which bugs are in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Canary {
-    /// D1: operations are answered before their flush.
-    pub(crate) answer_before_the_flush: bool,
-    /// D7: ranges that are not durably written get no sync of their slot.
-    pub(crate) skip_the_slot_sync: bool,
+/// True while this bug is planted in this thread. A simulation is one thread, so pure functions need no
+/// argument for it.
+#[cfg(any(test, feature = "canary"))]
+macro_rules! weakened {
+    ($bug:ident) => {
+        $crate::store::canary::planted() == Some($crate::store::canary::Bug::$bug)
+    };
+}
+#[cfg(not(any(test, feature = "canary")))]
+macro_rules! weakened {
+    ($bug:ident) => {
+        $crate::store::canary::never(stringify!($bug))
+    };
+}
+
+/// What [`weakened!`] is where nothing can be planted.
+#[cfg(not(any(test, feature = "canary")))]
+#[inline(always)]
+pub(crate) const fn never(_bug: &str) -> bool {
+    false
+}
+
+/// Counts a branch that the campaigns must reach. The name goes into the tables of the campaigns.
+#[cfg(test)]
+macro_rules! sometimes {
+    ($name:literal) => {{
+        static POINT: $crate::store::canary::Point = $crate::store::canary::Point::new($name);
+        POINT.hit();
+    }};
+}
+#[cfg(not(test))]
+macro_rules! sometimes {
+    ($name:literal) => {};
+}
+
+pub(crate) use {sometimes, weakened};
+
+#[cfg(test)]
+pub(crate) use counting::{Point, hits};
+#[cfg(test)]
+pub(crate) use planting::Planted;
+#[cfg(feature = "canary")]
+pub use planting::plant;
+#[cfg(any(test, feature = "canary"))]
+pub(crate) use planting::{Bug, planted};
+
+/// Whether any bug is planted in this thread.
+#[cfg(any(test, feature = "canary"))]
+pub(crate) fn is_weakened() -> bool {
+    planted().is_some()
+}
+
+/// Whether any bug is planted in this thread.
+#[cfg(not(any(test, feature = "canary")))]
+pub(crate) const fn is_weakened() -> bool {
+    false
+}
+
+#[cfg(any(test, feature = "canary"))]
+mod planting {
+    use std::cell::Cell;
+
+    macro_rules! bugs {
+        ($($name:ident, $number:literal, $what:literal;)*) => {
+            /// A planted bug.
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+            pub(crate) enum Bug { $(#[doc = $what] $name,)* }
+
+            impl Bug {
+                /// Every one.
+                pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
+
+                /// Its number in the table of docs/testing.md.
+                pub(crate) fn number(self) -> &'static str {
+                    match self { $(Self::$name => $number,)* }
+                }
+
+                /// What is wrong.
+                #[cfg(test)]
+                pub(crate) fn what(self) -> &'static str {
+                    match self { $(Self::$name => $what,)* }
+                }
+            }
+        };
+    }
+
+    bugs! {
+        AnswerBeforeFlush, "D1", "operations are answered before their flush";
+        OverwriteInPlace, "D2", "overwrites go in place at once, without images";
+        ImagesBeforeFlush, "D3", "images go in place before the journal has them";
+        TailInPlace, "D4", "the tail block is rewritten in place by every append";
+        NoFlushAfterRedo, "D5", "no flush between what goes in place and the header";
+        OneCheckpointCopy, "D6", "one checkpoint copy, overwritten";
+        NoSlotSync, "D7", "unwritten extents get no sync of their slot";
+        DataNotChecked, "D8", "records are accepted without checking their data";
+        ChainNotChecked, "D9", "no check of boot_gen and prev_crc";
+        EveryWriterChecked, "D10", "every APPEND is verified, not the last writer of a block";
+        OneFlushForAll, "D11", "header and children in one flush";
+        OneRootCopy, "D12", "only one copy of DISK, RING and HDR";
+        RingBeforeHeaders, "D13", "RING moves on before the headers are durable";
+        FillCounts, "D14", "FILL counts without its SEAL";
+        PartsCount, "D15", "parts of an operation count one by one";
+        LsnNotRebased, "D16", "LSNs are not rebased when the rings change";
+        TailInPlaceAtSeal, "D17", "the tail goes in place at SEAL, not at SEALED";
+        CurrentRootFirst, "D18", "the current root copy is overwritten first";
+        ChildrenOverwritten, "D19", "children are overwritten under the current header";
+        RootsNotHealed, "D20", "roots are not healed at recovery";
+        PastHeldBack, "D21", "a checkpoint goes past held-back records";
+        SlotReusedEarly, "D22", "a slot is used again before FREE and CREATE are durable";
+        FlushRepeated, "E1", "a failed flush is repeated";
+        ShortIsWhole, "E2", "a short write is taken as complete";
+        MergedUnverified, "E3", "overwrites are merged into a block that was not verified";
+        ChecksumsRecomputed, "E4", "a bad checksum page is computed again from local data";
+        CutInProvenJournal, "E11", "the journal is cut where a later record proves a flush";
+        NoSyncOfFileSystem, "E12", "recovery decides without syncfs";
+        TwoWritesInFlight, "E13", "two writes in flight to one block";
+    }
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// The bug of this thread.
+    pub(crate) fn planted() -> Option<Bug> {
+        PLANTED.get()
+    }
+
+    /// Plants a bug in this thread by its number; false when there is none.
+    #[cfg(feature = "canary")]
+    pub fn plant(number: &str) -> bool {
+        let bug = Bug::ALL.iter().copied().find(|bug| bug.number() == number);
+        PLANTED.set(bug);
+        bug.is_some()
+    }
+
+    /// Plants a bug in this thread for as long as it lives.
+    #[cfg(test)]
+    pub(crate) struct Planted(());
+
+    #[cfg(test)]
+    impl Planted {
+        pub(crate) fn new(bug: Option<Bug>) -> Self {
+            PLANTED.set(bug);
+            Self(())
+        }
+    }
+
+    #[cfg(test)]
+    impl Drop for Planted {
+        fn drop(&mut self) {
+            PLANTED.set(None);
+        }
+    }
 }
 
 #[cfg(test)]
-impl Canary {
-    /// No bug is in.
-    pub(crate) fn is_none(self) -> bool {
-        self == Self::default()
+mod counting {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, PoisonError};
+
+    use super::planted;
+
+    static POINTS: Mutex<Vec<&'static Point>> = Mutex::new(Vec::new());
+
+    /// A branch that is counted, unless a bug is planted: only what sound code does counts.
+    pub(crate) struct Point {
+        name: &'static str,
+        count: AtomicU64,
     }
-}
 
-thread_local! {
-    /// What stores that start on this thread have.
-    static PLANTED: std::cell::Cell<Canary> = std::cell::Cell::default();
-}
+    impl Point {
+        pub(crate) const fn new(name: &'static str) -> Self {
+            Self { name, count: AtomicU64::new(0) }
+        }
 
-/// The bugs of this thread.
-pub(crate) fn planted() -> Canary {
-    PLANTED.get()
-}
-
-/// Plants a bug in this thread, before its store starts, by its number in `docs/testing.md`; false when there
-/// is none of that number.
-#[cfg(feature = "canary")]
-pub fn plant(number: &str) -> bool {
-    let mut canary = planted();
-    match number {
-        "D1" => canary.answer_before_the_flush = true,
-        "D7" => canary.skip_the_slot_sync = true,
-        _ => return false,
+        pub(crate) fn hit(&'static self) {
+            if planted().is_none() && self.count.fetch_add(1, Ordering::Relaxed) == 0 {
+                POINTS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+            }
+        }
     }
-    PLANTED.set(canary);
-    true
+
+    /// Every branch that was reached in this process, and how often.
+    pub(crate) fn hits() -> BTreeMap<&'static str, u64> {
+        let mut hits = BTreeMap::new();
+        for point in POINTS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            *hits.entry(point.name).or_default() += point.count.load(Ordering::Relaxed);
+        }
+        hits
+    }
 }

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use wire::{ChunkHandle, Epoch};
 
 use super::batch::Subject;
+use super::canary::{sometimes, weakened};
 use super::layout::RING_LOG_START;
 use super::log::{Closed, Group};
 use super::record::{Body, NO_SLOT};
@@ -51,10 +52,10 @@ impl<R: Runtime> Inner<R> {
     /// Writes, waits for the in-place writes, flushes, answers. False when the disk is fenced.
     async fn commit(self: &Rc<Self>, closed: Closed<R::File>) -> bool {
         let Closed { bytes, at, last_lsn, mark, group } = closed;
-        #[cfg(any(test, feature = "canary"))]
-        if self.canary.get().answer_before_the_flush {
+        if weakened!(AnswerBeforeFlush) {
             group.done.set(Ok(()));
             self.durable(&group, last_lsn);
+            self.state.borrow_mut().log.in_flight = None;
         }
         let written = self.write_batch(&bytes, at).await;
         group.writes.idle().await;
@@ -82,6 +83,9 @@ impl<R: Runtime> Inner<R> {
 
     async fn write_batch(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let pieces: Vec<_> = self.state.borrow().log.pieces(at, bytes.len() as u64).collect();
+        if pieces.len() > 1 {
+            sometimes!("ring wraps inside a batch");
+        }
         let mut rest = bytes;
         for (offset, len) in pieces {
             let (piece, later) = rest.split_at(usize::try_from(len).unwrap_or(usize::MAX));
@@ -104,6 +108,7 @@ impl<R: Runtime> Inner<R> {
         if unwritten.is_empty() {
             return self.io.flush(&self.ring).await;
         }
+        sometimes!("commit that needed fdatasync(slot)");
         self.io.count(|counters| counters.slot_syncs += unwritten.len() as u64);
         for synced in join_all(unwritten.iter().map(|slot| self.io.flush(&group.slots[slot].0))).await {
             synced?;
@@ -117,8 +122,7 @@ impl<R: Runtime> Inner<R> {
 
     /// Slots of the group that were written beyond what is durably written.
     fn unwritten(&self, group: &Group<R::File>) -> Vec<u32> {
-        #[cfg(any(test, feature = "canary"))]
-        if self.canary.get().skip_the_slot_sync {
+        if weakened!(NoSlotSync) {
             return Vec::new();
         }
         let state = self.state.borrow();

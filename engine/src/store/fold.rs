@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 
 use wire::{ChunkHandle, DedupEntry};
 
+use super::canary::{sometimes, weakened};
 use super::dedup::DedupTable;
 use super::header::{Flags, Hdr, SlotState};
 use super::layout::BLOCK;
 use super::record::{Body, FLAG_FILL, Head};
-use super::replica::{Replica, Written, installable};
+use super::replica::{Redo, Replica, Written, crcs_of_padded, installable};
 
 /// What a slot holds while records are applied to it.
 #[derive(Clone, Debug)]
@@ -78,6 +79,7 @@ impl Fold {
     pub(crate) fn apply(&mut self, record: &Pending, written: &mut Vec<Written>) -> Result<(), NotReplayed> {
         let Pending { head, body, table } = record;
         if head.lsn <= self.ckpt_lsn {
+            sometimes!("record that its header contains already");
             return Ok(());
         }
         self.applied += 1;
@@ -113,6 +115,9 @@ impl Fold {
                 if let Err(error) = replica.apply(head.lsn, head.epoch, head.flags, &body, &mut sink) {
                     tracing::error!(chunk = %head.chunk, lsn = head.lsn, %error, "record does not fit its replica");
                     replica.hdr.flags.set(Flags::DAMAGED);
+                }
+                if weakened!(OverwriteInPlace) {
+                    replica.redo = Redo::default();
                 }
             }
             (Held::Chunk(replica), _) => {
@@ -180,6 +185,7 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
             gone = (record.head.chunk, seq.max(gone.1));
         }
     }
+    let newest = written.last().copied();
     let mut last_writer = BTreeMap::new();
     for blocks in written {
         for block in blocks.first_block..blocks.first_block + blocks.blocks {
@@ -197,10 +203,43 @@ pub(crate) fn try_until(proven: &Fold, records: &[Pending], cut: u64) -> Result<
         let check = |(block, by): (u32, Written)| {
             Some(Check { block, lsn: by.lsn, op_lsn: by.op_lsn, crc: replica.crcs.get(block)? })
         };
-        verify = last_writer.into_iter().filter(|(block, _)| looked_at(*block)).filter_map(check).collect();
+        verify = last_writer
+            .iter()
+            .map(|(block, by)| (*block, *by))
+            .filter(|(block, _)| looked_at(*block))
+            .filter_map(check)
+            .collect();
+        if weakened!(TailInPlace)
+            && !replica.tail.is_empty()
+            && let Some(by) = newest.filter(|by| by.first_block + by.blocks == whole)
+        {
+            let crc = crcs_of_padded(&replica.tail);
+            verify.push(Check { block: whole, lsn: by.lsn, op_lsn: by.op_lsn, crc });
+        }
+        if weakened!(EveryWriterChecked) {
+            verify.extend(
+                records
+                    .iter()
+                    .filter(|record| record.head.lsn < cut)
+                    .flat_map(checks_of)
+                    .filter(|check| looked_at(check.block)),
+            );
+        }
     }
     fold.changed |= gone.1 > 0;
     Ok(Trial { fold, verify })
+}
+
+/// What a single APPEND says of the blocks it wrote, whoever wrote them later: only a planted bug asks.
+fn checks_of(record: &Pending) -> Vec<Check> {
+    let lsn = record.head.lsn;
+    match Body::decode(record.head.kind, &record.body) {
+        Ok(Body::Append(append)) => (append.first_block..)
+            .zip(append.crcs.iter())
+            .map(|(block, crc)| Check { block, lsn, op_lsn: lsn, crc: *crc })
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Type number of PROMISE.

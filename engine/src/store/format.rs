@@ -46,7 +46,8 @@ pub(crate) async fn format<R: Runtime>(io: &Io<R>, config: &DiskConfig) -> Resul
     let failed = |error: io::Error| OpenError::io("cannot format the disk", &error);
     let log_bytes = ring_bytes(config)?;
     let mut disk_uuid = [0; 16];
-    getrandom::fill(&mut disk_uuid)
+    io.rt
+        .random(&mut disk_uuid)
         .map_err(|error| OpenError::new(format!("no random numbers: {error}"), "check the system"))?;
     let common = Common { disk_uuid, page_seq: 1, boot_gen: 1, ..Common::default() };
     for number in 0..config.shards {

@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
+use super::canary::weakened;
 use super::crcs::page_of;
-use super::header::{Hdr, SlotState};
+use super::header::{Flags, Hdr, SlotState};
 use super::layout::{BLOCK, CRCS_PER_PAGE, Child, DEDUP_PAGES, DEDUP_PER_PAGE};
 use super::page::{Common, Page, encode_crcs, encode_dedup, padded, stored_crc};
 use super::replica::{RedoImage, Replica};
@@ -73,7 +74,7 @@ pub(crate) fn of(replica: &Replica, boot_gen: u64, ckpt_lsn: u64) -> Image {
     if replica.dedup_dirty {
         put_dedup(replica, &mut hdr, &mut children);
     }
-    let in_place = (hdr.tail_goes_in_place() && !replica.tail.is_empty())
+    let in_place = (tail_goes_in_place(&hdr) && !replica.tail.is_empty())
         .then(|| (u64::from(hdr.durable_len / BLOCK) * u64::from(BLOCK), padded(&replica.tail)));
     // A partial block in memory is newer than an image of its place.
     let top = replica.blocks_in_place();
@@ -94,14 +95,23 @@ fn child_common(hdr: &Hdr, index: usize) -> Common {
 
 /// A child goes to the copy that is not current.
 fn put(hdr: &mut Hdr, children: &mut Vec<(u64, Box<Page>)>, child: Child, page: Box<Page>) {
-    let copy = 1 - hdr.copy_of(child);
-    hdr.child_copy ^= child.bit();
+    let mut copy = 1 - hdr.copy_of(child);
+    if weakened!(ChildrenOverwritten) || weakened!(OneCheckpointCopy) {
+        copy = hdr.copy_of(child);
+    } else {
+        hdr.child_copy ^= child.bit();
+    }
     hdr.child_present |= child.bit();
     children.push((child.offset(copy), page));
 }
 
+/// Rule R4: once the content is final or its length fixed, and not before.
+fn tail_goes_in_place(hdr: &Hdr) -> bool {
+    hdr.tail_goes_in_place() || (weakened!(TailInPlaceAtSeal) && hdr.flags.has(Flags::FILLED))
+}
+
 fn put_tail(replica: &Replica, hdr: &mut Hdr, children: &mut Vec<(u64, Box<Page>)>) {
-    if hdr.tail_goes_in_place() || replica.tail.is_empty() {
+    if tail_goes_in_place(hdr) || replica.tail.is_empty() {
         (hdr.tail_len, hdr.tail_crc) = (0, 0);
         hdr.child_present &= !Child::Tail.bit();
     } else if replica.tail_dirty {
@@ -135,7 +145,6 @@ pub(crate) fn open_page_is_on_disk(hdr: &Hdr) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::header::Flags;
     use crate::store::header::tests::sample;
     use crate::store::replica::{empty, shared};
     use wire::{ChunkHandle, DedupEntry, OpId, StreamId};

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
+use super::canary::{sometimes, weakened};
 use super::layout::PAGE;
 use super::page::Page;
 use super::types::Counters;
@@ -42,11 +43,18 @@ impl<R: Runtime> Io<R> {
         let mut done = 0;
         while done < len {
             let rest = if done == 0 { buf.clone() } else { self.rt.slice(&buf, done..len) };
-            let count = self.rt.write_at(file, rest, offset + done as u64).await?;
+            let written = self.rt.write_at(file, rest, offset + done as u64).await;
+            if written.is_err() {
+                sometimes!("error from a write");
+            }
+            let count = written?;
             if count == 0 || !count.is_multiple_of(PAGE) {
                 return Err(io::Error::new(io::ErrorKind::WriteZero, "device wrote part of a block"));
             }
-            done += count;
+            if done + count < len {
+                sometimes!("short direct write");
+            }
+            done += if weakened!(ShortIsWhole) { len } else { count };
             self.count(|counters| {
                 counters.device_writes += 1;
                 counters.device_write_bytes += count as u64;
@@ -87,7 +95,11 @@ impl<R: Runtime> Io<R> {
     }
 
     async fn read_some(&self, file: &R::File, len: usize, offset: u64) -> io::Result<R::Buf> {
-        let buf = self.rt.read_at(file, len, offset).await?;
+        let read = self.rt.read_at(file, len, offset).await;
+        if read.is_err() {
+            sometimes!("error from a read");
+        }
+        let buf = read?;
         let count = buf.as_ref().len();
         self.count(|counters| {
             counters.device_reads += 1;
@@ -109,7 +121,14 @@ impl<R: Runtime> Io<R> {
     /// A flush of the device, counted.
     pub(crate) async fn flush(&self, file: &R::File) -> io::Result<()> {
         self.count(|counters| counters.flushes += 1);
-        self.rt.fdatasync(file).await
+        let flushed = self.rt.fdatasync(file).await;
+        if flushed.is_err() {
+            sometimes!("error from a flush");
+            if weakened!(FlushRepeated) {
+                return self.rt.fdatasync(file).await;
+            }
+        }
+        flushed
     }
 }
 

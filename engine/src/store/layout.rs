@@ -48,8 +48,9 @@ pub(crate) const RINGS_BYTES: u64 = 512 << 20;
 /// A ring of its own makes at least this much, unless configured.
 pub(crate) const RING_BYTES_MIN: u64 = 64 << 20;
 
-/// Smallest log area that is accepted: four full batches of small records.
-pub(crate) const RING_BYTES_FLOOR: u64 = 256 << 10;
+/// Smallest log area that is accepted: four full batches of small records. Tests make smaller ones, which
+/// wrap sooner and are read back faster.
+pub(crate) const RING_BYTES_FLOOR: u64 = if cfg!(test) { 32 << 10 } else { 256 << 10 };
 
 /// Largest log area that is accepted from a RING page.
 pub(crate) const RING_BYTES_CEILING: u64 = 64 << 30;

@@ -8,6 +8,7 @@ use wire::{ChunkHandle, Term};
 
 use super::StoreError;
 use super::batch::Subject;
+use super::canary::{sometimes, weakened};
 use super::event::Event;
 use super::layout::{DEDUP_MAX, MEMBERS_MAX};
 use super::log::{Class, End};
@@ -168,6 +169,9 @@ impl<R: Runtime> Inner<R> {
         let Some(free) = state.free.remove(at) else {
             return Ok(None);
         };
+        if free.dirty_lsn.is_some() {
+            sometimes!("slot re-used while the old chunk is still in the ring");
+        }
         let lsn = state.log.push(Subject { chunk: args.chunk, slot, epoch: args.epoch }, 0, &body);
         let chunk = Chunk {
             replica: Replica::created(&free.hdr, args.chunk, args.epoch, &create),
@@ -179,7 +183,7 @@ impl<R: Runtime> Inner<R> {
             only_appends: true,
             last_append: 0,
             zeros: super::zero_ahead::Zeros::default(),
-            created: false,
+            created: weakened!(SlotReusedEarly),
             filling: Rc::default(),
             private: 0,
             lent: Rc::default(),
@@ -214,7 +218,7 @@ impl<R: Runtime> Inner<R> {
                 dirty_lsn: Some(chunk.dirty_lsn.unwrap_or(lsn)),
                 allocated: chunk.allocated,
                 users: chunk.users,
-                durable: false,
+                durable: weakened!(SlotReusedEarly),
             });
         }
         state.by_slot.remove(&slot);

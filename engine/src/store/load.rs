@@ -8,9 +8,11 @@ use wire::ChunkHandle;
 use wire::member::ReplicaState;
 
 use super::StoreError;
+use super::canary::weakened;
 use super::event::Event;
 use super::header::Hdr;
-use super::layout::Child;
+use super::io::Io;
+use super::layout::{CRCS_PER_PAGE, Child, PAGE};
 use super::page::{self, CrcPage, Page};
 use super::shard::{Inner, State};
 use crate::runtime::Runtime;
@@ -81,6 +83,20 @@ pub(crate) fn crc_page(page: &Page, hdr: &Hdr, index: usize) -> Option<Box<CrcPa
     Named::new(hdr, index).decode(page)
 }
 
+/// Checksums of what lies in the blocks of a page now, which proves nothing: only a planted bug asks.
+pub(crate) async fn recomputed<R: Runtime>(io: &Io<R>, file: &R::File, index: usize, end: u32) -> Box<CrcPage> {
+    let mut crcs = Box::new([0; CRCS_PER_PAGE]);
+    for (entry, crc) in crcs.iter_mut().enumerate() {
+        let block = index * CRCS_PER_PAGE + entry;
+        if block < end as usize
+            && let Ok(page) = io.read_page(file, (block * PAGE) as u64).await
+        {
+            *crc = crc32c::crc32c(page.as_slice());
+        }
+    }
+    crcs
+}
+
 impl<R: Runtime> Inner<R> {
     /// The right to fetch something; `None` after waiting for somebody else who had it.
     pub(crate) async fn once(&self, wanted: Wanted) -> Option<First<'_>> {
@@ -102,7 +118,11 @@ impl<R: Runtime> Inner<R> {
             let failed = |error: io::Error| StoreError::ReadFailed(error.to_string());
             let file = self.file(named.slot).await.map_err(failed)?;
             let page = self.io.read_page(&file, named.offset).await;
-            let crcs = page.ok().and_then(|page| named.decode(&page));
+            let mut crcs = page.ok().and_then(|page| named.decode(&page));
+            if weakened!(ChecksumsRecomputed) && crcs.is_none() {
+                let end = self.state.borrow().live(chunk)?.replica.open_block();
+                crcs = Some(recomputed(&self.io, &file, named.index, end).await);
+            }
             let mut state = self.state.borrow_mut();
             let held = state.chunks.get_mut(&chunk).ok_or(StoreError::UnknownChunk)?;
             if Named::new(&held.replica.hdr, named.index) != named {

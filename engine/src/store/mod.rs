@@ -21,7 +21,6 @@ mod append;
 mod batch;
 mod blocks;
 mod cache;
-#[cfg(any(test, feature = "canary"))]
 mod canary;
 pub mod check;
 mod checkpoint;

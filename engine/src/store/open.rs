@@ -10,6 +10,7 @@ use rustix::fs::FlockOperation;
 use super::OpenError;
 use super::io::Io;
 use super::layout::PAGE;
+use super::page::heals;
 use super::page::{Bad, Disk, DiskState, Page, Picked, pick};
 use super::types::{DiskConfig, Identity};
 use crate::runtime::{FileId, Folder, Open, Runtime};
@@ -270,14 +271,15 @@ pub(crate) async fn find_disk<R: Runtime>(io: &Io<R>, config: &DiskConfig) -> Re
     let disk = picked.root;
     refuse_foreign(&disk, config)?;
     let file = io.rt.open(root, FileId::DiskA, Open::Create).await.map_err(failed)?;
-    if let Some(copy) = picked.heal {
+    let heal = picked.heal.filter(|copy| heals(*copy));
+    if let Some(copy) = heal {
         let id = [FileId::DiskA, FileId::DiskB][copy];
         let bad = io.rt.open(root, id, Open::Create).await.map_err(failed)?;
         io.write_bytes(&bad, disk.encode().as_slice(), 0).await.map_err(failed)?;
         io.rt.fsync(&bad).await.map_err(failed)?;
         io.rt.sync_folder(root, Folder::Root).await.map_err(failed)?;
     }
-    Ok(DiskFound::Formatted { disk, file, healed: picked.heal.is_some() })
+    Ok(DiskFound::Formatted { disk, file, healed: heal.is_some() })
 }
 
 fn refuse_foreign(disk: &Disk, config: &DiskConfig) -> Result<(), OpenError> {

@@ -14,6 +14,7 @@ use wire::ChunkHandle;
 
 use super::StoreError;
 use super::append::{content, op_of};
+use super::canary::weakened;
 use super::layout::{BLOCK, CHUNK_CAPACITY, PAGE, PART_MAX};
 use super::log::Class;
 use super::page::{self, Page};
@@ -124,9 +125,14 @@ impl<R: Runtime> Store<R> {
         };
         // An operation that has begun must be able to end: its parts hold back a checkpoint until then.
         let class = if entry.part > 0 { Class::Control } else { Class::Work };
-        let images = Images { blocks: images.blocks, images: &images.bytes };
+        let Merged { blocks, bytes } = images;
+        let images = Images { blocks, images: &bytes };
         let body = Body::Overwrite { op, offset: entry.offset, length: entry.length, images };
         let done = inner.accept(entry.chunk, entry.epoch, 0, &body, class)?;
+        if weakened!(OverwriteInPlace) {
+            let file = inner.state.borrow().live(entry.chunk)?.file.clone().ok_or(StoreError::UnknownChunk)?;
+            inner.put_at_once(entry.chunk, file, entry.offset / BLOCK, bytes);
+        }
         Ok(done.wait())
     }
 
@@ -145,12 +151,31 @@ impl<R: Runtime> Store<R> {
             // An append has written it, or is about to.
             inner.flushed().await?;
         }
+        if weakened!(MergedUnverified) {
+            return self.unverified(chunk, block).await.map(Some);
+        }
         let read = self.read(chunk, block * BLOCK, BLOCK, Upto::Durable).await?;
         let (bytes, crc) = (read.buf.as_ref().first_chunk::<PAGE>(), read.crcs.first());
         match (bytes, crc) {
             (Some(bytes), Some(crc)) => Ok(Some(Edge { block, crc: *crc, bytes: Box::new(*bytes) })),
             _ => Err(StoreError::BadRange),
         }
+    }
+
+    /// What rule R20 forbids: only ever called by a planted bug.
+    async fn unverified(&self, chunk: ChunkHandle, block: u32) -> Result<Edge, StoreError> {
+        let inner = &self.inner;
+        let (slot, crc) = {
+            let state = inner.state.borrow();
+            let chunk = state.live(chunk)?;
+            let Newest::InPlace(crc) = chunk.replica.newest(block) else { return Err(StoreError::Busy) };
+            (chunk.slot(), crc)
+        };
+        let failed = |error: std::io::Error| StoreError::ReadFailed(error.to_string());
+        let file = inner.file(slot).await.map_err(failed)?;
+        let read = inner.io.read(&file, PAGE, u64::from(block) * u64::from(BLOCK)).await.map_err(failed)?;
+        let bytes = read.as_ref().first_chunk::<PAGE>().ok_or(StoreError::BadRange)?;
+        Ok(Edge { block, crc, bytes: Box::new(*bytes) })
     }
 }
 

@@ -16,6 +16,7 @@ use wire::layout::{Reader, Writer};
 use wire::message::Malformed;
 use wire::{ChunkHandle, ClusterId, DedupEntry, OpId, ServerId, StreamId};
 
+use super::canary::{sometimes, weakened};
 use super::layout::{
     BLOCK, CHUNK_CAPACITY, CRC_PAGES, CRCS_PER_PAGE, DEDUP_PAGES, DEDUP_PER_PAGE, FORMAT, PAGE, RING_BYTES_CEILING,
     RING_BYTES_FLOOR,
@@ -189,11 +190,24 @@ pub(crate) struct Picked<T> {
 pub(crate) fn pick<T: Root>(a: Result<T, Bad>, b: Result<T, Bad>) -> Option<Picked<T>> {
     Some(match (a, b) {
         (Ok(a), Ok(b)) if a == b => Picked { root: a, heal: None },
-        (Ok(a), Ok(b)) if b.page_seq() > a.page_seq() => Picked { root: b, heal: Some(0) },
-        (Ok(a), _) => Picked { root: a, heal: Some(1) },
+        (Ok(a), Ok(b)) if b.page_seq() > a.page_seq() => {
+            sometimes!("root copies differ at start: B newer");
+            Picked { root: b, heal: Some(0) }
+        }
+        (Ok(a), Ok(_)) => {
+            sometimes!("root copies differ at start: A newer");
+            Picked { root: a, heal: Some(1) }
+        }
+        (Ok(a), Err(_)) => Picked { root: a, heal: Some(1) },
         (Err(_), Ok(b)) => Picked { root: b, heal: Some(0) },
         (Err(_), Err(_)) => return None,
     })
+}
+
+/// Whether recovery writes the newest version over this copy: always, as rule R15 says.
+pub(crate) fn heals(copy: usize) -> bool {
+    // Without healing, copy A, which is written first, may be the only one that is current.
+    !(weakened!(RootsNotHealed) || (weakened!(CurrentRootFirst) && copy == 1))
 }
 
 /// State of a disk.

@@ -18,6 +18,7 @@ use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, OpId, StreamId, Term};
 
 use super::StoreError;
+use super::canary::{sometimes, weakened};
 use super::crcs::{self, CrcTable};
 use super::dedup::DedupTable;
 use super::header::{EpochStart, Flags, Hdr, SlotState};
@@ -443,6 +444,9 @@ impl Replica {
         self.check_promise(promised)?;
         self.hdr.promised = promised;
         self.obey(term);
+        if self.held_fill().is_some() {
+            sometimes!("abandoned FILL dropped by PROMISE");
+        }
         self.held = None;
         Ok(())
     }
@@ -472,6 +476,10 @@ impl Replica {
         (self.hdr.sealed_len, self.hdr.sealed_digest) = (seal.len, seal.digest);
         self.ends.clear();
         self.obey(seal.term);
+        if weakened!(TailInPlaceAtSeal) && !self.tail.is_empty() {
+            let padded = crcs_of_padded(&self.tail);
+            self.crcs.set(seal.len / BLOCK, &[padded]);
+        }
         Ok(())
     }
 
@@ -546,7 +554,13 @@ impl Replica {
 
     /// The process is gone: incomplete work is dropped, an open replica never acts in its epoch again.
     pub(crate) fn restart(&mut self) {
-        self.held = None;
+        if let Some(held) = self.held.take()
+            && if held.fill { weakened!(FillCounts) } else { weakened!(PartsCount) }
+        {
+            self.crcs.set(held.base, &held.crcs);
+            let last_seq = if held.fill { self.hdr.last_seq } else { held.op.seq };
+            self.set_content(held.tail, held.end, last_seq);
+        }
         self.advance_committed(self.hdr.last_seq);
         if self.hdr.state == SlotState::Open {
             self.hdr.state = SlotState::Rwr;

@@ -8,6 +8,7 @@ use wire::{ChunkHandle, DedupEntry, Epoch, Seq, Term};
 
 use super::StoreError;
 use super::append::content;
+use super::canary::weakened;
 use super::crcs;
 use super::header::Flags;
 use super::layout::{BLOCK, CHUNK_CAPACITY, DEDUP_MAX, PART_MAX};
@@ -109,7 +110,7 @@ impl<R: Runtime> Store<R> {
             let chunk = state.live(chunk)?;
             (!chunk.replica.is_filling() || offset < chunk.replica.fill_end(), chunk.slot())
         };
-        if again {
+        if again && !weakened!(TwoWritesInFlight) {
             // Blocks that were written before (by a dropped operation, by an earlier fill) may still
             // be on their way: never two writes in flight to one block (rule R19).
             inner.flushed().await?;

@@ -92,8 +92,6 @@ pub(crate) struct Inner<R: Runtime> {
     pub(crate) stopping: Cell<bool>,
     /// See [`Store::hold_checkpoints`].
     pub(crate) holding: Cell<bool>,
-    #[cfg(any(test, feature = "canary"))]
-    pub(crate) canary: Cell<super::canary::Canary>,
 }
 
 /// What changes.
@@ -294,8 +292,6 @@ impl<R: Runtime> Store<R> {
             checkpoints: Mutex::default(),
             stopping: Cell::new(false),
             holding: Cell::new(false),
-            #[cfg(any(test, feature = "canary"))]
-            canary: Cell::new(super::canary::planted()),
         };
         let store = Self { inner: Rc::new(inner) };
         store.inner.keep_slots_ready();

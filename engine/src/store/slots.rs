@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::StoreError;
 use super::append::{is_full, is_shortage};
+use super::canary::weakened;
 use super::header::Hdr;
 use super::io::Io;
 use super::layout::{CHUNK_CAPACITY, HALF_OFFSETS, HALF_PAGES, PAGE};
@@ -49,7 +50,9 @@ impl<R: Runtime> Inner<R> {
             self.check()?;
             {
                 let state = self.state.borrow();
-                if let Some(free) = state.free.iter().find(|free| free.is_ready()) {
+                let mut ready = state.free.iter().filter(|free| free.is_ready());
+                let next = if weakened!(SlotReusedEarly) { ready.next_back() } else { ready.next() };
+                if let Some(free) = next {
                     return Ok(free.hdr.common.number);
                 }
             }
@@ -128,7 +131,9 @@ impl<R: Runtime> Inner<R> {
         }
         rt.sync_folder(&self.shared.root, Folder::Slots).await?;
         rt.sync_folder(&self.shared.root, Folder::Root).await?;
+        self.unfenced()?;
         writer.write(&self.io, |disk| disk.slots = first + MAKE).await?;
+        self.unfenced()?;
         drop(writer);
         let mut state = self.state.borrow_mut();
         for (hdr, file) in made {

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::batch::{self, Chain, Found};
+use super::canary::{sometimes, weakened};
 use super::fold::Pending;
 use super::io::{COPY_MAX, Io};
 use super::layout::{PAGE, RING_LOG_START, page_up};
@@ -115,6 +116,10 @@ impl<'a, R: Runtime> Stream<'a, R> {
             let Some(record) = self.next(at, &chain).await.map_err(failed)? else { break };
             (chain.lsn, chain.prev_crc) = (record.head.lsn, record.head.crc);
             proven = proven.max(record.head.durable_upto);
+            let offset = (self.start + at) % self.log_bytes;
+            if offset + u64::from(record.head.span) > self.log_bytes {
+                sometimes!("ring wraps inside a record");
+            }
             at += u64::from(record.head.span);
             take(record).await?;
         }
@@ -131,8 +136,12 @@ impl<'a, R: Runtime> Stream<'a, R> {
             proven_lsn: proven,
             kind: EndKind::Clean,
         };
-        if self.head(end).await?.is_some_and(|head| head.lsn == missing && head.boot_gen == chain.boot_gen) {
-            found.kind = EndKind::Torn;
+        if let Some(head) = self.head(end).await? {
+            if head.lsn == missing && head.boot_gen == chain.boot_gen {
+                found.kind = EndKind::Torn;
+            } else if head.boot_gen != chain.boot_gen {
+                sometimes!("record of another boot_gen at the end of the chain");
+            }
         }
         let mut at = page_up(end);
         while at < self.log_bytes {
@@ -147,8 +156,12 @@ impl<'a, R: Runtime> Stream<'a, R> {
             }
             at += PAGE as u64;
         }
-        if missing <= found.proven_lsn {
+        if missing <= found.proven_lsn && !weakened!(CutInProvenJournal) {
+            sometimes!("end classified as corruption");
             found.kind = EndKind::Corrupt;
+        }
+        if found.kind == EndKind::Torn {
+            sometimes!("torn end cut");
         }
         Ok(found)
     }

@@ -29,6 +29,25 @@ impl SimMutBuf {
         Self { bytes, range: start..start + len, _lease: lease }
     }
 
+    /// A buffer of what `fill` appends, which is `len` bytes. Not counted by any pool.
+    pub(super) fn of(len: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut bytes: Vec<u8> = Vec::with_capacity(len + PAGE);
+        let start = bytes.as_ptr().align_offset(PAGE);
+        bytes.resize(start, RUBBISH);
+        fill(&mut bytes);
+        assert_eq!(bytes.len(), start + len, "the buffer is full");
+        Self { bytes, range: start..start + len, _lease: None }
+    }
+
+    /// The same, counted by a pool.
+    pub(super) fn charged(self, lease: Lease) -> Self {
+        Self { _lease: Some(lease), ..self }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.range.len()
+    }
+
     pub(super) fn freeze(self) -> SimBuf {
         let range = 0..self.range.len();
         SimBuf { whole: Rc::new(self), range }

@@ -1,5 +1,6 @@
 //! What a power cut, or the death of a process, leaves of a simulated disk.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::{FileId, Folder};
@@ -127,6 +128,47 @@ impl SimDisk {
         units
     }
 
+    /// As [`SimDisk::unflushed`], without sectors whose fate changes nothing: those that the medium already
+    /// holds, and those that come with the conversion of their block. What is left decides over distinct disks.
+    #[must_use]
+    pub fn undecided(&self) -> Vec<Unit> {
+        let fork = self.fork();
+        let mut disk = fork.lock();
+        disk.land_all();
+        let converted: Vec<u64> = disk
+            .pending_meta
+            .iter()
+            .filter(|meta| matches!(meta.what, What::Convert { .. } | What::Move { .. }))
+            .map(|meta| meta.seq)
+            .collect();
+        let mut units: Vec<Unit> = disk.pending_meta.iter().map(|meta| meta.what.unit()).collect();
+        let mut touched: BTreeMap<(FileId, u64), u8> = BTreeMap::new();
+        for meta in &disk.pending_meta {
+            if let What::Look { file, block, .. } = meta.what {
+                touched.insert((file, block), 0xFF);
+            }
+        }
+        for write in &disk.pending_blocks {
+            let Some(file) = disk.files.get(&write.file) else { continue };
+            let before = file.safe.block(write.block).and_then(|block| {
+                let moved = if write.moving && block.moving { &block.moved } else { &block.page };
+                moved.as_deref()
+            });
+            let touched = touched.entry((write.file, write.block)).or_default();
+            let mask = write.mask & (write.page.differing(before) | *touched);
+            *touched |= mask;
+            if converted.binary_search(&write.seq).is_ok() {
+                *touched = 0xFF;
+                continue;
+            }
+            let sectors = (0..8u64).filter(|sector| mask & (1 << sector) != 0);
+            units.extend(
+                sectors.map(|sector| Unit::Sector(write.file, write.block * 4096 + sector * SECTOR as u64, write.seq)),
+            );
+        }
+        units
+    }
+
     /// Cuts the power and keeps exactly the units for which `keep` says so; it is asked once for each,
     /// in the order of [`SimDisk::unflushed`]. Open files are dead, calls in flight are never answered.
     pub fn power_cut_keeping(&self, mut keep: impl FnMut(&Unit) -> bool) {
@@ -218,18 +260,16 @@ impl Disk {
             What::Allocate { file, blocks } => {
                 if let Some(file) = self.files.get_mut(file) {
                     let safe = &mut Arc::make_mut(file).safe;
-                    for block in blocks.iter() {
-                        let block = safe.block_mut(*block);
-                        if block.extent == Extent::Hole {
-                            block.extent = Extent::Unwritten;
-                        }
+                    for block in blocks.iter().filter(|block| safe.extent(**block) == Extent::Hole).collect::<Vec<_>>()
+                    {
+                        safe.change(*block, |block| block.extent = Extent::Unwritten);
                     }
                 }
             }
             What::Look { .. } | What::Move { .. } => self.commit_sharing(meta),
             What::Convert { file, block } => {
                 if let Some(file) = self.files.get_mut(file) {
-                    Arc::make_mut(file).safe.block_mut(*block).extent = Extent::Written;
+                    Arc::make_mut(file).safe.change(*block, |block| block.extent = Extent::Written);
                 }
             }
         }
@@ -241,9 +281,8 @@ impl Disk {
             && let Some(file) = self.files.get_mut(&write.file)
         {
             let safe = &mut Arc::make_mut(file).safe;
-            let block = safe.block_mut(write.block);
-            if write.moving && block.moving {
-                put_moved(block, &write.page, mask);
+            if write.moving && safe.block(write.block).is_some_and(|block| block.moving) {
+                safe.change(write.block, |block| put_moved(block, &write.page, mask));
             } else {
                 safe.put(write.block, &write.page, mask);
             }
@@ -297,14 +336,17 @@ impl Disk {
     fn restart(&mut self) {
         let folders = std::mem::take(&mut self.folders);
         self.folders = folders.into_iter().filter(|(_, folder)| folder.named).collect();
-        self.count_sharing();
         let files = std::mem::take(&mut self.files);
         for (id, mut file) in files {
             let reachable = folder_key(folder_of(id)).is_none_or(|key| self.folders.contains_key(&key));
             if file.named && reachable {
-                let state = Arc::make_mut(&mut file);
-                state.safe.hide_unwritten();
-                state.seen = state.safe.clone();
+                if file.differs {
+                    let state = Arc::make_mut(&mut file);
+                    state.safe.forget_moves();
+                    state.safe.hide_unwritten();
+                    state.seen = state.safe.clone();
+                    state.differs = false;
+                }
                 self.files.insert(id, file);
             }
         }

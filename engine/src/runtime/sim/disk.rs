@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `fdatasync(f)`, `fsync(f)` | all that completed before the call, of every file | those of `f` alone |
 //! | `sync_folder(d)` | none | names in `d` |
-//! | `sync_file_system` | all that completed before the call | all |
+//! | `sync_file_system` | all that completed before the call, what failed syncs left included | all |
 //!
 //! So data written into an unwritten extent of a slot is lost after a power cut although the journal
 //! was synced, exactly as on ext4 and XFS.
@@ -20,10 +20,11 @@ use std::time::Duration;
 
 use super::super::pool::PAGE;
 use super::super::{DiskSpace, FileId, Folder, Open};
+use super::buf::SimMutBuf;
 use super::cut::{PendingBlock, PendingMeta, What};
 use super::fault::{Fault, Op, Rule};
 use super::image::{Extent, Image, Page};
-use super::rng::Rng;
+use super::rng::{Rng, mix};
 use super::share::Groups;
 
 /// How long calls take, in virtual time: a fixed part, a random part up to as much again, and a part
@@ -96,6 +97,8 @@ pub(super) struct Disk {
 pub(super) struct File {
     pub(super) seen: Image,
     pub(super) safe: Image,
+    /// `seen` and `safe` may differ.
+    pub(super) differs: bool,
     /// The name is durable.
     pub(super) named: bool,
 }
@@ -140,7 +143,7 @@ pub(super) struct Handle {
 pub(super) enum Answer {
     Handle(Handle),
     Count(usize),
-    Bytes(Vec<u8>),
+    Bytes(SimMutBuf),
     Done,
 }
 
@@ -181,11 +184,12 @@ impl SimDisk {
         self.lock().rules.push(rule);
     }
 
-    /// No more faults, no more lies.
+    /// No more faults, those of calls in flight included, no more lies.
     pub fn heal(&self) {
         let mut disk = self.lock();
         disk.rules.clear();
         disk.liar = false;
+        disk.in_flight.values_mut().for_each(|call| call.fault = None);
     }
 
     /// A liar answers syncs and keeps nothing for sure: the next power cut decides over all of it.
@@ -214,15 +218,15 @@ impl SimDisk {
         let image = &disk.files.get(&file)?.seen;
         let start = offset - offset % PAGE as u64;
         let skipped = usize::try_from(offset - start).unwrap_or(0);
-        let mut bytes = vec![0; skipped + len];
-        image.read(start, &mut bytes);
+        let mut bytes = Vec::with_capacity(skipped + len);
+        image.read(start, skipped + len, &mut bytes);
         Some(bytes.split_off(skipped))
     }
 
     /// Extent state of the block at `offset`, as seen now.
     #[must_use]
     pub fn extent(&self, file: FileId, offset: u64) -> Extent {
-        self.lock().files.get(&file).map_or(Extent::Hole, |file| file.seen.block(offset / PAGE as u64).extent)
+        self.lock().files.get(&file).map_or(Extent::Hole, |file| file.seen.extent(offset / PAGE as u64))
     }
 
     /// Files that exist now, in order.
@@ -235,6 +239,19 @@ impl SimDisk {
     #[must_use]
     pub fn len(&self, file: FileId) -> Option<u64> {
         self.lock().files.get(&file).map(|file| file.seen.len)
+    }
+
+    /// Hash of everything there is: names, lengths, extents, content as seen, and what of it is safe. Equal
+    /// disks have equal hashes; after a power cut nothing but this decides what recovery finds.
+    #[must_use]
+    pub fn image_hash(&self) -> u64 {
+        let disk = self.lock();
+        let of_file = |hash: u64, (id, file): (&FileId, &Arc<File>)| {
+            let [kind, number, ..] = super::numbers(*id, 0, 0);
+            let what = file.seen.hash() ^ file.safe.hash().rotate_left(17) ^ u64::from(file.named);
+            mix(mix(hash ^ (kind << 32 | number)) ^ what)
+        };
+        disk.files.iter().fold(0, of_file)
     }
 
     /// Calls completed.
@@ -384,6 +401,7 @@ impl Disk {
                 Ok(Answer::Done)
             }
             Call::SyncAll { before } => {
+                self.take_back(before);
                 self.sync(before, true, |_| true);
                 Ok(Answer::Done)
             }
@@ -447,8 +465,9 @@ impl Disk {
         let moves = self.move_away(file, block)?;
         let free = self.blocks_total.saturating_sub(self.blocks_used);
         let Some(state) = self.files.get_mut(&file).map(Arc::make_mut) else { return Ok(()) };
-        let extent = state.seen.block(block).extent;
-        let moving = state.safe.block(block).moving;
+        state.differs = true;
+        let extent = state.seen.extent(block);
+        let moving = state.safe.block(block).is_some_and(|block| block.moving);
         if extent == Extent::Hole {
             if free == 0 {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
@@ -457,8 +476,7 @@ impl Disk {
         }
         if extent != Extent::Written {
             // Sectors of the block that are not written now read as zeros from here on.
-            state.seen.block_mut(block).page = None;
-            state.seen.block_mut(block).extent = Extent::Written;
+            state.seen.change(block, |block| (block.extent, block.page) = (Extent::Written, None));
         }
         state.seen.put(block, &page, mask);
         let end = (block + 1) * PAGE as u64;
@@ -483,29 +501,28 @@ impl Disk {
         Ok(())
     }
 
-    fn read(&self, file: FileId, offset: u64, len: usize, fault: Option<Fault>) -> Vec<u8> {
-        let Some(state) = self.files.get(&file) else { return Vec::new() };
+    fn read(&self, file: FileId, offset: u64, len: usize, fault: Option<Fault>) -> SimMutBuf {
+        let Some(state) = self.files.get(&file) else { return SimMutBuf::new(0, None) };
         let left = usize::try_from(state.seen.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let wanted = match fault {
             Some(Fault::Short(bytes)) => len.min(bytes / PAGE * PAGE),
             _ => len,
         };
-        let mut bytes = vec![0; wanted.min(left)];
-        state.seen.read(offset, &mut bytes);
-        bytes
+        SimMutBuf::of(wanted.min(left), |bytes| state.seen.read(offset, wanted.min(left), bytes))
     }
 
     pub(super) fn preallocate(&mut self, file: FileId, offset: u64, len: u64) -> io::Result<()> {
         let free = self.blocks_total.saturating_sub(self.blocks_used);
         let Some(state) = self.files.get_mut(&file).map(Arc::make_mut) else { return Ok(()) };
         let blocks = offset / PAGE as u64..(offset + len).div_ceil(PAGE as u64);
-        let holes: Vec<u64> = blocks.filter(|block| state.seen.block(*block).extent == Extent::Hole).collect();
+        let holes: Vec<u64> = blocks.filter(|block| state.seen.extent(*block) == Extent::Hole).collect();
         if holes.len() as u64 > free {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         self.blocks_used += holes.len() as u64;
+        state.differs = true;
         for block in &holes {
-            state.seen.block_mut(*block).extent = Extent::Unwritten;
+            state.seen.change(*block, |block| block.extent = Extent::Unwritten);
         }
         let grows = offset + len > state.seen.len;
         state.seen.len = state.seen.len.max(offset + len);
@@ -551,6 +568,13 @@ impl Disk {
         self.pending_blocks = kept;
     }
 
+    /// What failed syncs left behind is work for the sync of a whole file system, which a restart begins with:
+    /// a device that has lost it for good is a liar, and no restart helps against that.
+    fn take_back(&mut self, before: u64) {
+        self.pending_blocks.iter_mut().filter(|write| write.seq < before).for_each(|write| write.abandoned = false);
+        self.pending_meta.iter_mut().filter(|meta| meta.seq < before).for_each(|meta| meta.abandoned = false);
+    }
+
     fn abandon(&mut self, before: u64, of: impl Fn(&PendingMeta) -> bool) {
         for write in self.pending_blocks.iter_mut().filter(|write| write.seq < before) {
             write.abandoned = true;
@@ -575,14 +599,13 @@ impl Disk {
         let (block, byte) = (at / PAGE as u64, usize::try_from(at % PAGE as u64).unwrap_or(0));
         if let Some(state) = self.files.get_mut(&file).map(Arc::make_mut) {
             for image in [&mut state.seen, &mut state.safe] {
-                if image.block(block).extent == Extent::Written {
-                    let page = image.block_mut(block).page.get_or_insert_with(|| Arc::new([0; PAGE]));
-                    Arc::make_mut(page)[byte] ^= mask;
+                if image.extent(block) == Extent::Written {
+                    image.change(block, |block| block.page = Some(flipped(block.page.as_deref(), byte, mask)));
                 }
             }
         }
         for write in self.pending_blocks.iter_mut().filter(|write| write.file == file && write.block == block) {
-            Arc::make_mut(&mut write.page)[byte] ^= mask;
+            write.page = flipped(Some(&write.page), byte, mask);
         }
     }
 }
@@ -594,7 +617,14 @@ fn whole(page: &Arc<Page>, mask: u8) -> Arc<Page> {
     }
     let mut image = Image::default();
     image.put(0, page, mask);
-    image.block(0).page.unwrap_or_else(|| Arc::new([0; PAGE]))
+    image.page(0).cloned().unwrap_or_else(|| Page::new(&[0; PAGE]))
+}
+
+/// A page with some bits of one byte changed; no page is one of zeros.
+fn flipped(page: Option<&Page>, byte: usize, mask: u8) -> Arc<Page> {
+    let mut bytes = page.map_or([0; PAGE], |page| *page.bytes());
+    bytes[byte] ^= mask;
+    Page::new(&bytes)
 }
 
 /// The folder a file is in.

@@ -30,6 +30,8 @@ pub(super) struct Core {
     pub(super) net: RefCell<Net>,
     pub(super) disk_rng: RefCell<Rng>,
     pub(super) net_rng: RefCell<Rng>,
+    /// What programs ask for.
+    pub(super) random_rng: RefCell<Rng>,
     pub(super) nodes: Cell<u32>,
     scheduler: RefCell<Rng>,
     tasks: RefCell<BTreeMap<u64, Task>>,
@@ -98,6 +100,7 @@ impl Core {
             net: RefCell::default(),
             disk_rng: RefCell::new(Rng::new(seed, 1)),
             net_rng: RefCell::new(Rng::new(seed, 2)),
+            random_rng: RefCell::new(Rng::new(seed, 4)),
             nodes: Cell::new(0),
             scheduler: RefCell::new(Rng::new(seed, 3)),
             tasks: RefCell::default(),

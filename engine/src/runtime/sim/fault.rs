@@ -26,8 +26,8 @@ pub enum Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The call fails with this errno. A failed write with `EIO` has put any of its sectors on the
-    /// device. A failed sync loses its work for good: the next one succeeds and makes nothing of it
-    /// durable.
+    /// device. A failed sync loses its work: the next one succeeds and makes nothing of it
+    /// durable, except for `sync_file_system`.
     Error(i32),
     /// A write or read does at most this many bytes, rounded down to blocks.
     Short(usize),

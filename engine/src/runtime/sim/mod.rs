@@ -61,7 +61,6 @@ use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -76,6 +75,7 @@ pub use rng::Rng;
 
 use self::disk::{Answer, Call, Handle};
 use self::executor::Core;
+use self::image::Page;
 use super::pool::{PAGE, Pool};
 use super::{DiskSpace, FileId, Folder, Open, Runtime};
 
@@ -308,6 +308,13 @@ impl World {
     }
 }
 
+/// Real time, for the rates that campaigns print: nothing is decided by it.
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a campaign prints how long it took")]
+pub(crate) fn real_time() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 fn disk_at(core: &Core, root: &Path) -> io::Result<SimDisk> {
     core.disks.borrow().get(root).cloned().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
 }
@@ -435,8 +442,10 @@ impl Runtime for SimRuntime {
     async fn write_at(&self, file: &SimFile, buf: SimBuf, offset: u64) -> io::Result<usize> {
         let bytes = buf.as_ref();
         assert!(bytes.len().is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64), "direct I/O is in blocks");
-        let pages = bytes.as_chunks::<PAGE>().0.iter().map(|page| Arc::new(*page)).collect();
-        let numbers = numbers(file.handle.file, offset, bytes.len());
+        let pages: Vec<_> = bytes.as_chunks::<PAGE>().0.iter().map(Page::new).collect();
+        let content = pages.iter().fold(0, |hash, page| rng::mix(hash ^ page.hash()));
+        let [kind, number, offset_, len] = numbers(file.handle.file, offset, bytes.len());
+        let numbers = [kind << 32 | number, offset_, len, content];
         match self.call(&file.disk, "write", &numbers, Call::Write { file: file.handle, offset, pages }).await? {
             Answer::Count(count) => Ok(count),
             Answer::Handle(_) | Answer::Bytes(_) | Answer::Done => unreachable!("a write answers a count"),
@@ -448,11 +457,7 @@ impl Runtime for SimRuntime {
         let numbers = numbers(file.handle.file, offset, len);
         let lease = self.pool.charge(len);
         match self.call(&file.disk, "read", &numbers, Call::Read { file: file.handle, offset, len }).await? {
-            Answer::Bytes(bytes) => {
-                let mut buf = SimMutBuf::new(bytes.len(), Some(lease));
-                buf.as_mut().copy_from_slice(&bytes);
-                Ok(buf.freeze())
-            }
+            Answer::Bytes(buf) => Ok(buf.charged(lease).freeze()),
             Answer::Handle(_) | Answer::Count(_) | Answer::Done => unreachable!("a read answers bytes"),
         }
     }
@@ -543,6 +548,12 @@ impl Runtime for SimRuntime {
 
     async fn send_all(&self, writer: &mut SimWriter, head: Vec<u8>, payload: Option<SimBuf>) -> io::Result<()> {
         writer.send(&[&head, payload.as_ref().map_or(&[], |payload| payload.as_ref())]).await
+    }
+
+    fn random(&self, into: &mut [u8]) -> io::Result<()> {
+        let mut rng = self.core.random_rng.borrow_mut();
+        into.chunks_mut(8).for_each(|piece| piece.copy_from_slice(&rng.next().to_le_bytes()[..piece.len()]));
+        Ok(())
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

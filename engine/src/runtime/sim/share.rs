@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::super::FileId;
 use super::super::pool::PAGE;
 use super::cut::{PendingMeta, What};
-use super::disk::{Disk, File, SimDisk};
+use super::disk::{Disk, SimDisk};
 use super::image::{Block, Extent, Page};
 
 /// References of each group.
@@ -62,7 +62,7 @@ impl SimDisk {
     pub fn shared_blocks(&self, file: FileId) -> u64 {
         let disk = self.lock();
         let Some(state) = disk.files.get(&file) else { return 0 };
-        state.seen.blocks().filter(|block| disk.groups.is_shared(block.group)).count() as u64
+        state.seen.blocks_if_shared().filter(|block| disk.groups.is_shared(block.group)).count() as u64
     }
 }
 
@@ -77,12 +77,13 @@ impl Disk {
         }
         for at in blocks(offset, len) {
             let Some(source) = self.files.get_mut(&from).map(Arc::make_mut) else { return Ok(()) };
-            let was = source.seen.block(at);
+            let was = source.seen.block(at).cloned().unwrap_or_default();
             let mut block = Block::default();
             if was.extent == Extent::Written {
-                block = Block { group: self.groups.share(was.group), ..was };
-                source.seen.block_mut(at).group = block.group;
-                source.safe.block_mut(at).group = block.group;
+                let group = self.groups.share(was.group);
+                source.seen.change(at, |block| block.group = group);
+                source.safe.change(at, |block| block.group = group);
+                block = Block { group, ..was };
             }
             self.replace(to, at, block);
         }
@@ -92,7 +93,9 @@ impl Disk {
     /// The block looks elsewhere, or nowhere.
     fn replace(&mut self, file: FileId, at: u64, block: Block) {
         let Some(state) = self.files.get_mut(&file).map(Arc::make_mut) else { return };
-        let old = std::mem::replace(state.seen.block_mut(at), block.clone());
+        let mut old = block.clone();
+        state.differs = true;
+        state.seen.change(at, |seen| std::mem::swap(seen, &mut old));
         // The space of a group is given back with its last reference.
         self.blocks_used -= u64::from(old.extent != Extent::Hole && old.group == 0);
         self.note(What::Look { file, block: at, page: block.page, extent: block.extent, group: block.group });
@@ -101,16 +104,16 @@ impl Disk {
     /// Before a write: a shared block moves to one of its own. Says whether it did.
     pub(super) fn move_away(&mut self, file: FileId, at: u64) -> io::Result<bool> {
         let Some(state) = self.files.get_mut(&file).map(Arc::make_mut) else { return Ok(false) };
-        if !self.groups.is_shared(state.seen.block(at).group) {
+        if !state.seen.block(at).is_some_and(|block| self.groups.is_shared(block.group)) {
             return Ok(false);
         }
         if self.blocks_used >= self.blocks_total {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         self.blocks_used += 1;
-        state.seen.block_mut(at).group = 0;
-        state.seen.block_mut(at).page = None;
-        state.safe.block_mut(at).moving = true;
+        state.differs = true;
+        state.seen.change(at, |block| (block.group, block.page) = (0, None));
+        state.safe.change(at, |block| block.moving = true);
         Ok(true)
     }
 
@@ -120,9 +123,9 @@ impl Disk {
         }
         for at in blocks(offset, len) {
             let Some(state) = self.files.get(&file) else { return Ok(()) };
-            let block = state.seen.block(at);
-            if self.groups.is_shared(block.group) {
-                self.write_block(file, at, block.page.unwrap_or_else(|| Arc::new([0; PAGE])), 0xFF)?;
+            let shared = state.seen.block(at).filter(|block| self.groups.is_shared(block.group));
+            if let Some(page) = shared.map(|block| block.page.clone()) {
+                self.write_block(file, at, page.unwrap_or_else(|| Page::new(&[0; PAGE])), 0xFF)?;
             }
         }
         Ok(())
@@ -130,7 +133,7 @@ impl Disk {
 
     pub(super) fn punch_hole(&mut self, file: FileId, offset: u64, len: u64) {
         for at in blocks(offset, len) {
-            let taken = self.files.get(&file).is_some_and(|state| state.seen.block(at).extent != Extent::Hole);
+            let taken = self.files.get(&file).is_some_and(|state| state.seen.extent(at) != Extent::Hole);
             if taken {
                 self.replace(file, at, Block::default());
             }
@@ -141,18 +144,20 @@ impl Disk {
     pub(super) fn commit_sharing(&mut self, meta: &PendingMeta) {
         let (What::Look { file, block, .. } | What::Move { file, block, .. }) = &meta.what else { return };
         let Some(state) = self.files.get_mut(file).map(Arc::make_mut) else { return };
-        let safe = state.safe.block_mut(*block);
-        let left = safe.group;
-        match &meta.what {
-            What::Look { page, extent, group, .. } => {
-                (safe.page, safe.extent, safe.group) = (page.clone(), *extent, *group);
+        let mut left = 0;
+        state.safe.change(*block, |safe| {
+            left = safe.group;
+            match &meta.what {
+                What::Look { page, extent, group, .. } => {
+                    (safe.page, safe.extent, safe.group) = (page.clone(), *extent, *group);
+                }
+                What::Move { page, .. } => {
+                    let page = safe.moved.take().unwrap_or_else(|| Arc::clone(page));
+                    (safe.page, safe.extent, safe.group, safe.moving) = (Some(page), Extent::Written, 0, false);
+                }
+                _ => {}
             }
-            What::Move { page, .. } => {
-                let page = safe.moved.take().unwrap_or_else(|| Arc::clone(page));
-                (safe.page, safe.extent, safe.group, safe.moving) = (Some(page), Extent::Written, 0, false);
-            }
-            _ => {}
-        }
+        });
         if left != 0 && self.groups.leave(left) {
             self.blocks_used -= 1;
         }
@@ -162,14 +167,10 @@ impl Disk {
     pub(super) fn count_sharing(&mut self) {
         self.groups.references.clear();
         self.blocks_used = 0;
-        for file in self.files.values_mut() {
-            let file: &mut File = Arc::make_mut(file);
-            file.safe.forget_moves();
-            for block in file.safe.blocks() {
-                self.blocks_used += u64::from(block.extent != Extent::Hole);
-                if block.group != 0 {
-                    *self.groups.references.entry(block.group).or_insert(0) += 1;
-                }
+        for file in self.files.values() {
+            self.blocks_used += file.safe.allocated();
+            for block in file.safe.blocks_if_shared().filter(|block| block.group != 0) {
+                *self.groups.references.entry(block.group).or_insert(0) += 1;
             }
         }
         self.blocks_used -= self.groups.references.values().map(|count| count - 1).sum::<u64>();

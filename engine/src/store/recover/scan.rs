@@ -9,6 +9,7 @@ use super::{Loaded, Recovery, RingFound, SLOTS_AT_A_TIME, failed};
 use crate::runtime::{FileId, Open, Runtime};
 use crate::store::OpenError;
 use crate::store::append::is_shortage;
+use crate::store::canary::sometimes;
 use crate::store::dedup::DedupTable;
 use crate::store::fold::Held;
 use crate::store::header::{Flags, Hdr, SlotState};
@@ -51,10 +52,11 @@ impl<R: Runtime> Recovery<'_, R> {
         let (a, b) = (decode(&a), decode(&b));
         open::refuse_other_formats([a.as_ref().err(), b.as_ref().err()], "journal")?;
         let Some(picked) = pick(a, b) else {
+            sometimes!("both RING copies bad");
             tracing::error!(ring = number, "both copies of a journal's root are bad");
             return Ok(None);
         };
-        if let Some(copy) = picked.heal {
+        if let Some(copy) = picked.heal.filter(|copy| page::heals(*copy)) {
             self.summary.healed += 1;
             let page = picked.root.encode();
             let offset = [0, PAGE as u64][copy];
@@ -85,6 +87,7 @@ impl<R: Runtime> Recovery<'_, R> {
             .await?;
         for (number, slot) in (0..self.disk.slots).zip(read) {
             let Some((held, common, healed)) = slot else {
+                sometimes!("both HDR copies bad");
                 self.summary.lost_slots += 1;
                 self.trace.lost.insert(number);
                 tracing::error!(slot = number, "both headers of a slot are bad: kept out of use");
@@ -119,7 +122,9 @@ impl<R: Runtime> Recovery<'_, R> {
         let Some(picked) = pick(a, b) else {
             return Ok(None);
         };
-        if let Some(copy) = picked.heal {
+        let heal = picked.heal.filter(|copy| page::heals(*copy));
+        if let Some(copy) = heal {
+            sometimes!("header healed");
             let page = picked.root.encode();
             self.io
                 .write_bytes(&file, page.as_slice(), HALF_OFFSETS[copy])
@@ -128,7 +133,7 @@ impl<R: Runtime> Recovery<'_, R> {
         }
         let common = picked.root.common.clone();
         let held = self.load_children(&file, picked.root).await;
-        Ok(Some((held, common, picked.heal.is_some())))
+        Ok(Some((held, common, heal.is_some())))
     }
 
     pub(super) async fn slot_file(&self, number: u32) -> io::Result<R::File> {
@@ -147,7 +152,10 @@ impl<R: Runtime> Recovery<'_, R> {
                 .await
                 .filter(|page| crc32c::crc32c(page.as_slice()) == hdr.tail_crc)
             {
-                Some(page) => tail = page[..hdr.tail_len as usize].to_vec(),
+                Some(page) => {
+                    sometimes!("tail rebuilt from TAIL");
+                    tail = page[..hdr.tail_len as usize].to_vec();
+                }
                 None => {
                     // Without its partial block the content ends a block earlier, for us.
                     hdr.flags.set(Flags::DAMAGED);

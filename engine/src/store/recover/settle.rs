@@ -3,6 +3,7 @@
 use super::{EIO_WINDOW, Recovery, RingFound, SLOTS_AT_A_TIME, failed};
 use crate::runtime::{FileId, Folder, Open, Runtime};
 use crate::store::OpenError;
+use crate::store::canary::{sometimes, weakened};
 use crate::store::checkpoint::write_images;
 use crate::store::fold::Held;
 use crate::store::format;
@@ -38,7 +39,7 @@ impl<R: Runtime> Recovery<'_, R> {
                 files.push(self.slot_file(*slot).await.map_err(&what)?);
             }
             let images: Vec<&Image> = images.iter().collect();
-            write_images(&self.io, &self.disk_file, &images, &files).await.map_err(&what)?;
+            write_images(&self.io, &self.disk_file, &images, &files, || Ok(())).await.map_err(&what)?;
             for image in images {
                 let Some(fold) = folds.get_mut(&image.slot) else { continue };
                 match &mut fold.held {
@@ -81,7 +82,11 @@ impl<R: Runtime> Recovery<'_, R> {
                     disk_uuid: self.disk.common.disk_uuid,
                     page_seq: before.map_or(0, |ring| ring.common.page_seq) + 1,
                     boot_gen,
-                    lsn: self.largest_lsn,
+                    lsn: if weakened!(LsnNotRebased) {
+                        found.end.map_or_else(|| before.map_or(0, |ring| ring.common.lsn), |end| end.largest_lsn)
+                    } else {
+                        self.largest_lsn
+                    },
                     ..Common::default()
                 },
                 retired: number >= self.config.shards,
@@ -93,7 +98,8 @@ impl<R: Runtime> Recovery<'_, R> {
             pages.push(ring.encode());
             found.ring = Some(ring);
         }
-        for offset in [0, PAGE as u64] {
+        let copies = if weakened!(OneRootCopy) { 1 } else { 2 };
+        for offset in [0, PAGE as u64].into_iter().take(copies) {
             for (found, page) in self.rings.iter().zip(&pages) {
                 self.io.write_bytes(&found.file, page.as_slice(), offset).await.map_err(failed(what))?;
             }
@@ -125,6 +131,11 @@ impl<R: Runtime> Recovery<'_, R> {
         let term = terms.max().unwrap_or(0);
         let now = self.config.unix_seconds;
         let disk = &mut self.disk;
+        if disk.rings < self.config.shards {
+            sometimes!("more shards than before");
+        } else if disk.rings > self.config.shards {
+            sometimes!("fewer shards than before");
+        }
         disk.common.page_seq += 1;
         disk.common.boot_gen = self.largest_boot + 1;
         disk.common.lsn = self.largest_lsn + 1;
@@ -138,7 +149,8 @@ impl<R: Runtime> Recovery<'_, R> {
             disk.eio_last = now;
         }
         let page = disk.encode();
-        for copy in [FileId::DiskA, FileId::DiskB] {
+        let copies = if weakened!(OneRootCopy) { 1 } else { 2 };
+        for copy in [FileId::DiskA, FileId::DiskB].into_iter().take(copies) {
             let what = "cannot write DISK";
             let file = self.io.rt.open(&self.config.root, copy, Open::Existing).await.map_err(failed(what))?;
             self.io.write_bytes(&file, page.as_slice(), 0).await.map_err(failed(what))?;

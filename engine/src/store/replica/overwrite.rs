@@ -16,7 +16,7 @@ use super::super::layout::{BLOCK, PAGE};
 use super::super::page::Page;
 use super::super::record::{Images, Op};
 use super::redo::{BlockBytes, RedoImage, Seen};
-use super::{Held, Replica, Tail, shared};
+use super::{Held, Replica, Tail, crcs_of_padded, shared};
 
 /// Images of an operation that is not complete.
 #[derive(Clone, Debug, Default)]
@@ -126,6 +126,10 @@ impl Replica {
             new = all;
         }
         if let Some(tail) = tail.filter(|tail| !Rc::ptr_eq(tail, &self.tail)) {
+            if self.hdr.tail_goes_in_place() {
+                // As at SEALED: the block goes in place with the next checkpoint.
+                self.crcs.set(self.hdr.durable_len / BLOCK, &[crcs_of_padded(&tail)]);
+            }
             self.tail = tail;
             self.tail_dirty = true;
         }

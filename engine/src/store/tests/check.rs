@@ -370,7 +370,17 @@ fn of_a_disk_that_lost_its_power_fsck_says_what_the_next_start_finds() {
             move |rt| async move {
                 let all = workers.into_iter().map(|(chunk, rng)| {
                     let store = stores[usize::try_from(chunk).unwrap()].clone();
-                    Worker { rt: rt.clone(), store, model: Rc::clone(&model), chunk, rng, size_max: 30_000 }.run(30)
+                    Worker {
+                        rt: rt.clone(),
+                        store,
+                        model: Rc::clone(&model),
+                        chunk,
+                        rng,
+                        size_max: 30_000,
+                        churn: false,
+                        faulty: false,
+                    }
+                    .run(30)
                 });
                 futures_util::future::join_all(all).await;
             },

@@ -3,44 +3,11 @@
 use wire::member::ReplicaState;
 use wire::{ChunkHandle, Epoch, InodeId, Seq, ServerId};
 
-use super::crash::{Step, at_any_write_of};
 use super::rig::{EPOCH, Rig, STREAM, TERM, append, bytes, create_args, new_disk};
 use crate::runtime::sim::{Fault, Op, Rule, SimDisk, SimRuntime};
 use crate::runtime::{FileId, Open, Runtime};
 use crate::store::header::Flags;
 use crate::store::{ImportArgs, ReopenArgs, Store, StoreError, Upto};
-
-const STEPS: [Step; 24] = [
-    ("create", |worker| Box::pin(worker.create())),
-    ("append", |worker| Box::pin(worker.append(2))),
-    ("append a tail", |worker| Box::pin(worker.append_tail())),
-    ("prepare", |worker| Box::pin(worker.prepare())),
-    ("seal", |worker| Box::pin(worker.seal())),
-    ("confirm", |worker| Box::pin(worker.confirm())),
-    ("clone with the tail in memory", |worker| Box::pin(worker.clone_chunk())),
-    ("condemn the clone", |worker| Box::pin(async { worker.of_clone().condemn().await })),
-    ("free the clone", |worker| Box::pin(async { worker.of_clone().free().await })),
-    ("clone again", |worker| Box::pin(worker.clone_chunk())),
-    ("unshare the source", |worker| Box::pin(worker.unshare())),
-    ("re-open the clone", |worker| Box::pin(async { worker.of_clone().reopen().await })),
-    ("unshare the clone", |worker| Box::pin(async { worker.of_clone().unshare().await })),
-    ("final of the clone", |worker| Box::pin(async { worker.of_clone().finish().await })),
-    ("confirm the clone", |worker| Box::pin(async { worker.of_clone().confirm().await })),
-    ("checkpoint", |worker| Box::pin(worker.checkpoint())),
-    ("condemn the clone again", |worker| Box::pin(async { worker.of_clone().condemn().await })),
-    ("free the clone again", |worker| Box::pin(async { worker.of_clone().free().await })),
-    ("clone a third time", |worker| Box::pin(worker.clone_chunk())),
-    ("condemn the source", |worker| Box::pin(worker.condemn())),
-    ("free the source", |worker| Box::pin(worker.free())),
-    ("create in a slot that was shared", |worker| Box::pin(worker.create())),
-    ("append there", |worker| Box::pin(worker.append(3))),
-    ("checkpoint of both", |worker| Box::pin(worker.checkpoint())),
-];
-
-#[test]
-fn a_crash_at_any_write_of_a_clone_leaves_two_chunks_or_one() {
-    at_any_write_of(&STEPS);
-}
 
 fn args(chunk: u64, (len, digest): (u32, [u8; 16])) -> ImportArgs {
     ImportArgs {

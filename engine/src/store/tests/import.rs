@@ -4,34 +4,12 @@ use wire::checksum::block_crcs;
 use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, InodeId, OpId, Seq, ServerId, StreamId};
 
-use super::crash::{Step, at_any_write_of};
 use super::model::digest;
 use super::rig::{Rig, TERM, bytes, create_args, new_disk, payload};
 use crate::runtime::FileId;
 use crate::runtime::sim::{SimDisk, SimRuntime};
 use crate::store::layout::Child;
 use crate::store::{Import, ImportArgs, Store, StoreError, Upto};
-
-const STEPS: [Step; 13] = [
-    ("import", |worker| Box::pin(worker.import_for_sure())),
-    ("condemn it", |worker| Box::pin(worker.condemn())),
-    ("checkpoint of an imported chunk", |worker| Box::pin(worker.checkpoint())),
-    ("free", |worker| Box::pin(worker.free())),
-    ("an import that is given up", |worker| Box::pin(worker.give_up_an_import())),
-    ("import again", |worker| Box::pin(worker.import_for_sure())),
-    ("re-open", |worker| Box::pin(worker.reopen())),
-    ("forget", |worker| Box::pin(worker.forget())),
-    ("prepare", |worker| Box::pin(worker.prepare())),
-    ("seal", |worker| Box::pin(worker.seal())),
-    ("confirm", |worker| Box::pin(worker.confirm())),
-    ("condemn again", |worker| Box::pin(worker.condemn())),
-    ("restore", |worker| Box::pin(worker.restore())),
-];
-
-#[test]
-fn a_crash_at_any_write_of_an_import_leaves_all_or_nothing() {
-    at_any_write_of(&STEPS);
-}
 
 fn args(chunk: u64, content: &[u8]) -> ImportArgs {
     let id = OpId { stream: StreamId([8; 16]), op: 3 };

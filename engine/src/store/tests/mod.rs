@@ -1,9 +1,13 @@
 //! The store on a simulated disk: what it promises, said as tests.
+//!
+//! `STORE_TIER` (`short`, `ci`, `night`) sizes the campaigns; `docs/testing.md` has the commands.
 
+mod canaries;
 mod check;
 mod clone;
 mod costs;
 mod crash;
+mod enumerate;
 mod faults;
 mod import;
 mod model;
@@ -14,6 +18,8 @@ mod repair;
 mod rig;
 mod rot;
 mod scrub;
+mod sequence;
 mod smoke;
 mod stale;
+mod tiers;
 mod workload;

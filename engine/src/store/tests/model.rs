@@ -26,6 +26,8 @@ pub(super) struct Snap {
     pub(super) filled: bool,
     /// Re-opened.
     pub(super) fixed: bool,
+    /// Digest of the content that was re-opened.
+    pub(super) reopened: [u8; 16],
     /// State before condemned.
     pub(super) prior: Option<ReplicaState>,
     pub(super) dedup: Rc<Vec<DedupEntry>>,
@@ -42,6 +44,7 @@ impl Snap {
             closed: false,
             filled: false,
             fixed: false,
+            reopened: [0; 16],
             prior: None,
             dedup: Rc::default(),
         }
@@ -135,15 +138,40 @@ impl Model {
     /// Compares a store that has just recovered, and goes on from what it has. `exact`: it was stopped
     /// in order, nothing may be missing.
     pub(super) fn check(&mut self, rig: &Rig, exact: bool) {
+        for (chunk, after) in self.compare(rig, exact) {
+            self.chunks.insert(chunk, after);
+        }
+    }
+
+    /// Compares a store that has just recovered; gives what each chunk goes on from.
+    pub(super) fn compare(&self, rig: &Rig, exact: bool) -> Vec<(u64, History)> {
         for store in &rig.stores {
             for chunk in store.chunks() {
                 assert!(self.chunks.contains_key(&chunk.0), "chunk {chunk} was never created");
             }
         }
         who_shares_says_so(rig);
-        for (chunk, history) in &mut self.chunks {
-            check_chunk(*chunk, history, rig, exact);
+        self.chunks.iter().map(|(chunk, history)| (*chunk, check_chunk(*chunk, history, rig, exact))).collect()
+    }
+
+    /// After damage to what was durable: a chunk either says that it is damaged, or holds what was acknowledged.
+    pub(super) fn check_damaged(&self, rig: &Rig) {
+        for (chunk, history) in &self.chunks {
+            let view = rig.find(*chunk).and_then(|store| store.view(ChunkHandle(*chunk)));
+            // A chunk whose CREATE was lost is not there; a sealed one is complete, whatever came after.
+            let open = view.filter(|view| matches!(view.state, ReplicaState::Open | ReplicaState::Rwr));
+            if open.is_some_and(|view| !view.damaged) {
+                check_chunk(*chunk, history, rig, false);
+            }
         }
+    }
+
+    /// What a crash now may leave depends on the disk and on this.
+    pub(super) fn signature(&self) -> u64 {
+        let numbers = self.chunks.iter().flat_map(|(chunk, history)| {
+            [*chunk, history.acknowledged as u64, history.snaps.len() as u64, history.committed]
+        });
+        numbers.fold(0, |hash, number| (hash ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23))
     }
 }
 
@@ -161,9 +189,9 @@ fn who_shares_says_so(rig: &Rig) {
     }
 }
 
-fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
-    let store = rig.store(chunk);
-    let view = store.view(ChunkHandle(chunk));
+fn check_chunk(chunk: u64, history: &History, rig: &Rig, exact: bool) -> History {
+    let store = rig.find(chunk);
+    let view = store.as_ref().and_then(|store| store.view(ChunkHandle(chunk)));
     let oldest = if exact { history.snaps.len() - 1 } else { history.acknowledged };
     let may_be = |number: &usize| {
         let snap = &history.snaps[*number];
@@ -185,7 +213,8 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
         panic!("chunk {chunk}: {view:?} is none of {:#?}", Brief(&history.snaps[oldest..]));
     };
     let mut snap = history.snaps[found].clone();
-    if let Some(view) = &view {
+    let mut committed = history.committed;
+    if let (Some(view), Some(store)) = (&view, store) {
         assert!(!view.damaged, "chunk {chunk} is damaged");
         assert_eq!((view.len, view.last_seq), (view.durable_len, view.durable_seq));
         assert!(
@@ -205,6 +234,12 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
             let differs = read.iter().zip(snap.content.iter()).position(|(read, want)| read != want);
             assert!(read == *snap.content, "chunk {chunk}: content differs from byte {differs:?} on in {view:?}");
             assert_eq!(digest, Ok(snap.digest()), "chunk {chunk}");
+        } else {
+            // Recovery has put every image in place.
+            let slot = store.inner.state.borrow().chunks[&ChunkHandle(chunk)].slot();
+            let whole = snap.content.len() / 4096 * 4096;
+            let kept = rig.sim.disk().peek(FileId::Slot(slot), 0, whole).unwrap();
+            assert!(kept == snap.content[..whole], "chunk {chunk}: condemned, and its bytes are gone");
         }
         for state in [&mut snap.state, &mut snap.prior] {
             if *state == Some(ReplicaState::Open) {
@@ -212,9 +247,9 @@ fn check_chunk(chunk: u64, history: &mut History, rig: &Rig, exact: bool) {
             }
         }
         snap.promised = view.promised.0;
-        history.committed = view.committed_seq.0;
+        committed = view.committed_seq.0;
     }
-    *history = History { snaps: vec![snap], acknowledged: 0, committed: history.committed };
+    History { snaps: vec![snap], acknowledged: 0, committed }
 }
 
 /// States without their bytes.

@@ -223,6 +223,8 @@ fn every_read_beside_writes_shows_one_state_and_no_older_one_than_was_acknowledg
             chunk: 7,
             rng: Rng::new(seed, 1),
             size_max: 30_000,
+            churn: false,
+            faulty: false,
         };
         reads += rig.on(7, move |rt, store| async move {
             let done = Rc::new(Cell::new(false));

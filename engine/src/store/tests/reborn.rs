@@ -1,46 +1,11 @@
 //! Chunks that come back: re-opened after their seal, restored after they were condemned.
 
+use wire::checksum::block_crcs;
 use wire::member::ReplicaState;
-use wire::{ChunkHandle, Epoch, Seq, StreamId};
+use wire::{ChunkHandle, Epoch, OpId, Seq, StreamId};
 
-use super::crash::{Step, at_any_write_of};
 use super::rig::{EPOCH, Rig, STREAM, TERM, bytes, new_disk, payload};
-use crate::store::{ReopenArgs, Store, StoreError, Upto};
-
-/// Each operation of a second life, first with the partial block in memory, then with it in place.
-const STEPS: [Step; 26] = [
-    ("create", |worker| Box::pin(worker.create())),
-    ("append", |worker| Box::pin(worker.append(2))),
-    ("forget", |worker| Box::pin(worker.forget())),
-    ("append a tail", |worker| Box::pin(worker.append_tail())),
-    ("condemn an open chunk", |worker| Box::pin(worker.condemn())),
-    ("restore it as restarted", |worker| Box::pin(worker.restore())),
-    ("prepare", |worker| Box::pin(worker.prepare())),
-    ("seal", |worker| Box::pin(worker.seal())),
-    ("confirm", |worker| Box::pin(worker.confirm())),
-    ("re-open before the tail is in place", |worker| Box::pin(worker.reopen())),
-    ("checkpoint of a re-opened chunk", |worker| Box::pin(worker.checkpoint())),
-    ("forget in a re-opened chunk", |worker| Box::pin(worker.forget())),
-    ("final of a re-opened chunk", |worker| Box::pin(worker.finish())),
-    ("confirm again", |worker| Box::pin(worker.confirm())),
-    ("checkpoint of a chunk that was sealed again", |worker| Box::pin(worker.checkpoint())),
-    ("re-open with the tail in place", |worker| Box::pin(worker.reopen())),
-    ("prepare a re-opened chunk", |worker| Box::pin(worker.prepare())),
-    ("seal a re-opened chunk", |worker| Box::pin(worker.seal())),
-    ("confirm a third time", |worker| Box::pin(worker.confirm())),
-    ("condemn a sealed chunk", |worker| Box::pin(worker.condemn())),
-    ("checkpoint of a condemned chunk", |worker| Box::pin(worker.checkpoint())),
-    ("restore it as sealed", |worker| Box::pin(worker.restore())),
-    ("re-open a restored chunk", |worker| Box::pin(worker.reopen())),
-    ("condemn a re-opened chunk", |worker| Box::pin(worker.condemn())),
-    ("free", |worker| Box::pin(worker.free())),
-    ("create in a used slot", |worker| Box::pin(worker.create())),
-];
-
-#[test]
-fn a_crash_at_any_write_of_a_second_life_leaves_a_prefix() {
-    at_any_write_of(&STEPS);
-}
+use crate::store::{Entry, ReopenArgs, Store, StoreError, Upto};
 
 async fn seal(store: &Store<crate::runtime::sim::SimRuntime>, chunk: u64) -> (u32, [u8; 16]) {
     let chunk = ChunkHandle(chunk);
@@ -95,6 +60,45 @@ fn a_re_opened_chunk_keeps_its_content_and_counts_from_one() {
         let filled = store.fill(ChunkHandle(7), Epoch(3), 4096, 4096, vec![0], buf).await;
         assert_eq!(filled, Err(StoreError::BadRange));
     });
+}
+
+#[test]
+fn a_partial_block_in_memory_is_overwritten_after_a_re_open_and_reads_right_from_its_place() {
+    let rig = Rig::start(1, &new_disk(), 1);
+    rig.create(7);
+    let mut all = bytes(1, 5000);
+    rig.append(7, 1, &all).unwrap();
+    all[4500..5000].copy_from_slice(&bytes(2, 500));
+    let piece = all[4500..5000].to_vec();
+    rig.on(7, |rt, store| async move {
+        let was = seal(&store, 7).await;
+        store.reopen(args(7, 2, was)).await.unwrap();
+        let chunk = ChunkHandle(7);
+        assert!(!store.inner.state.borrow().chunks[&chunk].replica.tail.is_empty());
+        let edges = store.prepare_overwrite(chunk, 4500, 500).await.unwrap();
+        let entry = Entry {
+            chunk,
+            epoch: Epoch(2),
+            seq: Seq(1),
+            id: OpId { stream: STREAM, op: 2 },
+            first_unacked: 2,
+            op_off: 4500,
+            op_len: 500,
+            offset: 4500,
+            length: 500,
+            part: 0,
+            parts: 1,
+            committed_seq: Seq(0),
+            crcs: block_crcs(&piece),
+        };
+        let buf = payload(&rt, &piece).await;
+        store.overwrite(&entry, &buf, &edges).unwrap().await.unwrap();
+        store.inner.checkpoint().await;
+        assert!(store.inner.state.borrow().chunks[&chunk].replica.tail.is_empty(), "it is in place");
+    });
+    assert_eq!(rig.read_all(7, Upto::Durable).unwrap(), all);
+    let rig = Rig::start(2, &rig.cut(1), 1);
+    assert_eq!(rig.read_all(7, Upto::Durable).unwrap(), all);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use wire::{ChunkHandle, ClusterId, Epoch, InodeId, OpId, Seq, ServerId, StreamId
 use crate::runtime::Runtime;
 use crate::runtime::sim::{Sim, SimBuf, SimDisk, SimRuntime};
 use crate::store::{
-    CreateArgs, DiskConfig, Entry, OpenError, ReadConfig, RecoverySummary, Store, StoreError, Upto, recover,
+    CreateArgs, DiskConfig, Entry, OpenError, ReadConfig, RecoverySummary, ShardSeed, Store, StoreError, Upto, recover,
 };
 
 pub(super) const TERM: Term = Term(1);
@@ -18,7 +18,9 @@ pub(super) const STREAM: StreamId = StreamId([3; 16]);
 /// A running process.
 pub(super) struct Rig {
     pub(super) sim: Sim,
+    /// Of every shard, or of those that hold chunks.
     pub(super) stores: Vec<Store<SimRuntime>>,
+    shards: u32,
     pub(super) summary: RecoverySummary,
 }
 
@@ -35,34 +37,37 @@ impl Rig {
 
     /// As [`Rig::start`], with one shard and memory for reads.
     pub(super) fn start_reading(seed: u64, disk: &SimDisk, reads: ReadConfig) -> Self {
-        Self::start_all(seed, disk, 1, 512 << 10, reads).unwrap()
+        Self::start_some(seed, disk, (1, 512 << 10), reads, |_| true).unwrap()
     }
 
     /// Every other seed has memory for reads.
     pub(super) fn start_with(seed: u64, disk: &SimDisk, shards: u32, ring_bytes: u64) -> Result<Self, OpenError> {
-        let little = ReadConfig { cache_bytes: 256 << 10, ahead_max: 128 << 10 };
-        let reads = if seed.is_multiple_of(2) { ReadConfig::default() } else { little };
-        Self::start_all(seed, disk, shards, ring_bytes, reads)
+        Self::start_some(seed, disk, (shards, ring_bytes), little(seed), |_| true)
     }
 
-    fn start_all(
+    /// Starts what holds a chunk: enough to look at what recovery made of a disk.
+    pub(super) fn start_lean(seed: u64, disk: &SimDisk, shards: u32, ring_bytes: u64) -> Result<Self, OpenError> {
+        Self::start_some(seed, disk, (shards, ring_bytes), little(seed), |seed| !seed.chunks.is_empty())
+    }
+
+    fn start_some(
         seed: u64,
         disk: &SimDisk,
-        shards: u32,
-        ring_bytes: u64,
+        (shards, ring_bytes): (u32, u64),
         reads: ReadConfig,
+        which: impl Fn(&ShardSeed) -> bool + 'static,
     ) -> Result<Self, OpenError> {
         let sim = Sim::with_disk(seed, disk);
         let config = config(&sim, shards, ring_bytes);
         let (stores, summary) = sim.run(|rt| async move {
             let recovered = recover(&rt, &config).await?;
             let mut stores = Vec::new();
-            for seed in recovered.seeds {
+            for seed in recovered.seeds.into_iter().filter(which) {
                 stores.push(Store::start_with(rt.clone(), seed, reads).await?);
             }
             Ok::<_, OpenError>((stores, recovered.summary))
         })?;
-        Ok(Self { sim, stores, summary })
+        Ok(Self { sim, stores, shards, summary })
     }
 
     /// Stops in order; everything is on the disk.
@@ -95,8 +100,13 @@ impl Rig {
 
     /// The store of a chunk.
     pub(super) fn store(&self, chunk: u64) -> Store<SimRuntime> {
-        let shards = u32::try_from(self.stores.len()).unwrap();
-        self.stores[ChunkHandle(chunk).shard(shards) as usize].clone()
+        self.find(chunk).unwrap()
+    }
+
+    /// The same, if its shard was started.
+    pub(super) fn find(&self, chunk: u64) -> Option<Store<SimRuntime>> {
+        let shard = ChunkHandle(chunk).shard(self.shards);
+        self.stores.iter().find(|store| store.inner.shard == shard).cloned()
     }
 
     /// Runs something with the store of a chunk.
@@ -153,6 +163,12 @@ pub(super) fn create_args(chunk: u64) -> CreateArgs {
         file: InodeId(9),
         dedup: Vec::new(),
     }
+}
+
+/// Memory for reads: every other seed has some.
+fn little(seed: u64) -> ReadConfig {
+    let little = ReadConfig { cache_bytes: 256 << 10, ahead_max: 128 << 10 };
+    if seed.is_multiple_of(2) { ReadConfig::default() } else { little }
 }
 
 /// Bytes in a buffer of whole blocks; what lies behind them is not zero.

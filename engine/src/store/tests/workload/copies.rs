@@ -14,6 +14,9 @@ use crate::store::{Import, ImportArgs, StoreError};
 
 impl Worker {
     pub(in super::super) async fn import(&mut self) {
+        if !self.now().state.is_none() {
+            return;
+        }
         let import = self.begin_import().await;
         self.finish_import(import).await;
     }
@@ -58,6 +61,7 @@ impl Worker {
         let import = match self.store.begin_import(args).await {
             Ok(import) => import,
             Err(StoreError::NoSpace) => return None,
+            Err(error) if self.is_fault(&error) => return None,
             Err(error) => panic!("begin: {error:?}"),
         };
         let blocks = snap.content.len().div_ceil(4096);
@@ -74,15 +78,20 @@ impl Worker {
             let buf = payload(&rt, piece).await;
             let mut padded = piece.to_vec();
             padded.resize(run.len() * 4096, 0);
-            import.write(u32::try_from(run.start).unwrap(), &block_crcs(&padded), buf).await.unwrap();
+            import.write(u32::try_from(run.start).unwrap(), &block_crcs(&padded), buf).await
         };
+        let mut written = Vec::new();
         if together {
-            futures_util::future::join_all(runs.iter().map(&write)).await;
+            written = futures_util::future::join_all(runs.iter().map(&write)).await;
         } else {
             for run in &runs {
-                write(run).await;
+                written.push(write(run).await);
                 self.dawdle().await;
             }
+        }
+        if let Some(error) = written.into_iter().find_map(Result::err) {
+            assert!(self.is_fault(&error), "import: {error:?}");
+            return None;
         }
         assert!(self.store.view(self.handle()).is_none() && !self.store.chunks().contains(&self.handle()));
         Some((snap, import))
@@ -98,12 +107,18 @@ impl Worker {
 
     /// Begun and given up, before or after its last block.
     pub(in super::super) async fn give_up_an_import(&mut self) {
+        if !self.now().state.is_none() {
+            return;
+        }
         drop(self.begin_import().await);
     }
 
     /// To the end, for sure.
     pub(in super::super) async fn import_for_sure(&mut self) {
-        let (snap, import) = self.begin_import().await.unwrap();
+        if !self.now().state.is_none() {
+            return;
+        }
+        let Some((snap, import)) = self.begin_import().await else { return };
         self.issue(snap, async move { import.finish().await }).await;
     }
 
@@ -114,7 +129,7 @@ impl Worker {
         (self.chunk * 1000..).find(|chunk| ChunkHandle(*chunk).shard(shards) == inner.shard).unwrap()
     }
 
-    pub(super) async fn clone_or_step_a_clone(&mut self) {
+    pub(in super::super) async fn clone_or_step_a_clone(&mut self) {
         let handle = self.clone_handle();
         // Clones of clones would go on for ever.
         if self.chunk >= 1000 {
@@ -125,12 +140,18 @@ impl Worker {
         }
         let mut worker = self.of_clone();
         for _ in 0..4 {
+            if worker.is_over() {
+                return;
+            }
             Box::pin(worker.step()).await;
         }
     }
 
     /// Under another handle; what is left of this one is another matter.
     pub(in super::super) async fn clone_chunk(&mut self) {
+        if !self.is(ReplicaState::Sealed) {
+            return;
+        }
         let handle = self.clone_handle();
         let (source, now) = (self.handle(), self.now());
         let (_, mut args) = self.imported();
@@ -144,15 +165,20 @@ impl Worker {
         match outcome {
             Ok(()) => model.chunk(handle).acknowledge(number),
             Err(StoreError::Busy | StoreError::NoSpace) => model.chunk(handle).take_back(number),
+            Err(error) if self.is_fault(&error) => {}
             Err(error) => panic!("clone of {}: {error:?}", self.chunk),
         }
     }
 
     /// As before an overwrite: nothing is seen of it.
     pub(in super::super) async fn unshare(&mut self) {
+        if self.now().state.is_none() || self.is(ReplicaState::Condemned) {
+            return;
+        }
         let len = u32::try_from(self.now().content.len()).unwrap();
         match self.store.unshare(self.handle(), 0, len).await {
             Ok(()) | Err(StoreError::NoSpace | StoreError::Busy) => {}
+            Err(error) if self.is_fault(&error) => {}
             Err(error) => panic!("unshare: {error:?}"),
         }
     }
@@ -160,6 +186,7 @@ impl Worker {
     /// A worker for the clone of this chunk.
     pub(in super::super) fn of_clone(&mut self) -> Self {
         let (rt, store, model, size_max) = (self.rt.clone(), self.store.clone(), Rc::clone(&self.model), self.size_max);
-        Self { rt, store, model, chunk: self.clone_handle(), rng: Rng::new(self.rng.next(), 8), size_max }
+        let (chunk, rng) = (self.clone_handle(), Rng::new(self.rng.next(), 8));
+        Self { rt, store, model, chunk, rng, size_max, churn: false, faulty: self.faulty }
     }
 }
