@@ -110,7 +110,12 @@ impl<R: Runtime> Inner<R> {
         }
         sometimes!("commit that needed fdatasync(slot)");
         self.io.count(|counters| counters.slot_syncs += unwritten.len() as u64);
-        for synced in join_all(unwritten.iter().map(|slot| self.io.flush(&group.slots[slot].0))).await {
+        // The first failure fences at once: another flush that is under way may succeed and prove nothing.
+        let sync = async |slot: &u32| {
+            let synced = self.io.flush(&group.slots[slot].0).await;
+            synced.inspect_err(|error| drop(self.fence("journal write or flush failed", error)))
+        };
+        for synced in join_all(unwritten.iter().map(sync)).await {
             synced?;
         }
         let mut state = self.state.borrow_mut();

@@ -192,7 +192,7 @@ impl Worker {
     }
 
     pub(super) async fn create(&mut self) {
-        if !self.now().state.is_none() {
+        if self.now().state.is_some() {
             return;
         }
         let mut args = create_args(self.chunk);
@@ -258,7 +258,7 @@ impl Worker {
 
     /// Accepted at once; acknowledged by a task of its own.
     pub(super) async fn append(&mut self, parts: u16) {
-        if !(self.is_writable() && !self.now().fixed) {
+        if !self.is_writable() || self.now().fixed {
             return;
         }
         let sizes: Vec<usize> = (0..parts).map(|_| self.size()).collect();
@@ -269,7 +269,7 @@ impl Worker {
     /// Of bytes below the end, across it now and then: random places, a few blocks again and again,
     /// whole blocks, the partial one at the end.
     pub(super) async fn overwrite(&mut self, parts: u16) {
-        if !(self.is_writable() && !self.now().content.is_empty()) {
+        if !self.is_writable() || self.now().content.is_empty() {
             return;
         }
         let len = self.now().content.len();
@@ -317,7 +317,7 @@ impl Worker {
     }
 
     pub(super) async fn overwrite_tail(&mut self) {
-        if !(self.is_writable() && !self.now().content.is_empty()) {
+        if !self.is_writable() || self.now().content.is_empty() {
             return;
         }
         let len = self.now().content.len();

@@ -14,7 +14,7 @@ use crate::store::{Import, ImportArgs, StoreError};
 
 impl Worker {
     pub(in super::super) async fn import(&mut self) {
-        if !self.now().state.is_none() {
+        if self.now().state.is_some() {
             return;
         }
         let import = self.begin_import().await;
@@ -107,7 +107,7 @@ impl Worker {
 
     /// Begun and given up, before or after its last block.
     pub(in super::super) async fn give_up_an_import(&mut self) {
-        if !self.now().state.is_none() {
+        if self.now().state.is_some() {
             return;
         }
         drop(self.begin_import().await);
@@ -115,7 +115,7 @@ impl Worker {
 
     /// To the end, for sure.
     pub(in super::super) async fn import_for_sure(&mut self) {
-        if !self.now().state.is_none() {
+        if self.now().state.is_some() {
             return;
         }
         let Some((snap, import)) = self.begin_import().await else { return };
