@@ -101,6 +101,7 @@ const REACHED: &[&str] = &[
     "error from a write",
     "error from a read",
     "error from a flush",
+    "overwrite refused for a bad block",
     "slot re-used while the old chunk is still in the ring",
 ];
 

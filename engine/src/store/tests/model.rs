@@ -215,7 +215,7 @@ fn check_chunk(chunk: u64, history: &History, rig: &Rig, exact: bool) -> History
     let mut snap = history.snaps[found].clone();
     let mut committed = history.committed;
     if let (Some(view), Some(store)) = (&view, store) {
-        assert!(!view.damaged, "chunk {chunk} is damaged");
+        assert!(!view.damaged, "chunk {chunk} is damaged: {view:?}, {:#?}", Brief(&history.snaps));
         assert_eq!((view.len, view.last_seq), (view.durable_len, view.durable_seq));
         assert!(
             view.committed_len <= view.durable_len && view.committed_seq.0 <= history.committed.max(view.last_seq.0)

@@ -38,8 +38,10 @@ pub(super) mod faults {
     pub(in super::super) const JOURNAL_ROT: u64 = 16;
     /// In the end, a block and its checksum page are damaged.
     pub(in super::super) const DOUBLE_ROT: u64 = 32;
+    /// In the end, a block rots that is overwritten in part.
+    pub(in super::super) const ROT_BELOW: u64 = 64;
     /// All.
-    pub(in super::super) const ALL: u64 = 63;
+    pub(in super::super) const ALL: u64 = 127;
 }
 
 /// How a life of the process ends.
@@ -95,7 +97,7 @@ impl Plan {
 
     /// Plans that do less.
     fn smaller(&self) -> Vec<Self> {
-        let without = (0..6).map(|bit| 1 << bit).filter(|kind| self.has(*kind));
+        let without = (0..7).map(|bit| 1 << bit).filter(|kind| self.has(*kind));
         let mut smaller: Vec<Self> = without.map(|kind| Self { faults: self.faults & !kind, ..*self }).collect();
         if self.lives > 1 {
             smaller.push(Self { lives: self.lives - 1, ..*self });
@@ -176,6 +178,9 @@ pub(super) fn run(plan: &Plan) -> u64 {
     let rig = start(plan.seed, &disk, &mut rng);
     model.borrow_mut().check(&rig, exact);
     hash ^= rig.sim.trace_hash();
+    if plan.has(faults::ROT_BELOW) {
+        rot_is_not_merged(&rig, &model, &mut rng);
+    }
     if plan.has(faults::DOUBLE_ROT) {
         nothing_rotten_is_served(rig, &model, &mut rng);
     }
@@ -344,6 +349,23 @@ fn rot_a_record(disk: &SimDisk, rng: &mut Rng) -> bool {
     let offset = (ring.start_off + at as u64) % ring.log_bytes;
     disk.rot(file, RING_LOG_START + offset + rng.below(64), &[1 << rng.below(8)]);
     true
+}
+
+/// A block is damaged, and overwritten in part: it is found out first, or reads right. Repaired, it is overwritten.
+fn rot_is_not_merged(rig: &Rig, model: &Shared, rng: &mut Rng) {
+    let large = |chunk: u64| {
+        let store = rig.find(chunk)?;
+        let view = store.view(ChunkHandle(chunk))?;
+        (view.state != wire::member::ReplicaState::Condemned && view.durable_len >= 4096).then_some((chunk, store))
+    };
+    let chunks: Vec<u64> = model.borrow().chunks.keys().copied().collect();
+    let Some((chunk, store)) = chunks.into_iter().find_map(large) else { return };
+    let (shared, own, disk) = (Rc::clone(model), Rng::new(rng.next(), 4), rig.sim.disk());
+    rig.sim.run(move |rt| async move {
+        let (size_max, churn, faulty) = (9000, false, false);
+        let worker = Worker { rt, store, model: shared, chunk, rng: own, size_max, churn, faulty };
+        worker.overwrite_over_rot(&disk).await;
+    });
 }
 
 /// A block and its checksum page are damaged: what is read is right, or it is refused.

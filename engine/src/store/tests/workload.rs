@@ -11,9 +11,10 @@ use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, ServerId, StreamId};
 
 use super::model::{Model, Snap, digest};
-use super::rig::{READ_ALL_PIECE, STREAM, TERM, bytes, create_args, payload, read_pieces};
-use crate::runtime::Runtime;
-use crate::runtime::sim::{Rng, SimBuf, SimRuntime};
+use super::rig::{READ_ALL_PIECE, STREAM, TERM, bytes, create_args, payload, read_all, read_pieces};
+use crate::runtime::sim::{Rng, SimBuf, SimDisk, SimRuntime};
+use crate::runtime::{FileId, Runtime};
+use crate::store::canary::sometimes;
 use crate::store::{Entry, ReopenArgs, Store, StoreError, Upto};
 
 /// Shared with whoever checks.
@@ -186,7 +187,9 @@ impl Worker {
                 model.chunk(self.chunk).take_back(number);
             }
             // Whether it happened is not known.
-            Err(error) if self.is_fault(&error) => {}
+            Err(StoreError::Fenced(_)) if self.faulty => {}
+            // What could not be read was not changed.
+            Err(error) if self.is_fault(&error) => model.chunk(self.chunk).take_back(number),
             Err(error) => panic!("chunk {}: {error:?}", self.chunk),
         }
     }
@@ -453,6 +456,42 @@ impl Worker {
         if !refused.as_ref().is_err_and(|error| self.is_fault(error)) {
             assert_eq!(refused, Err(StoreError::Mismatch));
         }
+    }
+
+    /// Opens the chunk again, damages one of its blocks, and overwrites a part of it.
+    pub(super) async fn overwrite_over_rot(mut self, disk: &SimDisk) {
+        for _ in 0..20 {
+            let now = self.now();
+            match now.state {
+                Some(ReplicaState::Sealed) => self.reopen().await,
+                Some(ReplicaState::Open) if self.is_writable() => break,
+                Some(_) if now.filled || now.closed => self.confirm().await,
+                Some(_) if now.promised > now.epoch => self.seal().await,
+                _ => self.prepare().await,
+            }
+        }
+        if !self.is_writable() {
+            return;
+        }
+        self.store.inner.checkpoint().await;
+        let now = self.now();
+        let block = usize::try_from(self.rng.below(now.content.len() as u64 / 4096)).unwrap();
+        let slot = self.store.inner.state.borrow().chunks[&self.handle()].slot();
+        disk.rot(FileId::Slot(slot), block as u64 * 4096 + self.rng.below(4096), &[1 << self.rng.below(8)]);
+        let off = block * 4096 + 1 + usize::try_from(self.rng.below(4000)).unwrap();
+        let (offset, bad) = (u32::try_from(off).unwrap(), u32::try_from(block).unwrap());
+        // Else it was in memory, as it should be: the read below tells whether it was that.
+        let prepared = self.store.prepare_overwrite(self.handle(), offset, 10).await;
+        if let Err(error) = prepared {
+            assert_eq!(error, StoreError::BadBlock(bad));
+            sometimes!("overwrite refused for a bad block");
+            let good = payload(&self.rt, &now.content[block * 4096..(block + 1) * 4096]).await;
+            self.store.repair(self.handle(), bad, good).await.unwrap();
+        }
+        self.write(off, &[10]).await;
+        self.store.inner.flushed().await.unwrap();
+        let read = read_all(&self.store, self.chunk, Upto::Durable).await.unwrap();
+        assert!(read == *self.now().content, "rot was merged into an overwrite");
     }
 
     fn note_committed(&mut self) {

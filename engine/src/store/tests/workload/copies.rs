@@ -165,7 +165,8 @@ impl Worker {
         match outcome {
             Ok(()) => model.chunk(handle).acknowledge(number),
             Err(StoreError::Busy | StoreError::NoSpace) => model.chunk(handle).take_back(number),
-            Err(error) if self.is_fault(&error) => {}
+            Err(StoreError::Fenced(_)) if self.faulty => {}
+            Err(error) if self.is_fault(&error) => model.chunk(handle).take_back(number),
             Err(error) => panic!("clone of {}: {error:?}", self.chunk),
         }
     }
