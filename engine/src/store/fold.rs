@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use wire::{ChunkHandle, DedupEntry};
 
 use super::canary::{sometimes, weakened};
+use super::crcs::CrcTable;
 use super::dedup::DedupTable;
 use super::header::{Flags, Hdr, SlotState};
 use super::layout::BLOCK;
@@ -43,6 +44,8 @@ pub(crate) struct Pending {
     pub(crate) body: Vec<u8>,
     /// Of an INSTALL: the dedup table as it lies in the slot; `None` when it is damaged.
     pub(crate) table: Option<Vec<DedupEntry>>,
+    /// Of an INSTALL that is not proven: its checksums.
+    pub(crate) crcs: CrcTable,
 }
 
 impl Pending {
@@ -77,7 +80,7 @@ impl Fold {
 
     /// Applies a record. One that does not fit marks the replica damaged: header and journal disagree.
     pub(crate) fn apply(&mut self, record: &Pending, written: &mut Vec<Written>) -> Result<(), NotReplayed> {
-        let Pending { head, body, table } = record;
+        let Pending { head, body, table, crcs } = record;
         if head.lsn <= self.ckpt_lsn {
             sometimes!("record that its header contains already");
             return Ok(());
@@ -99,6 +102,7 @@ impl Fold {
                 written.clear();
                 let entries = table.as_deref().unwrap_or_default();
                 let mut replica = Replica::installed(slot, hdr, DedupTable::new(entries));
+                replica.crcs = crcs.clone();
                 if table.is_none() {
                     replica.hdr.flags.set(Flags::DAMAGED);
                 }

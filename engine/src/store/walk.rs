@@ -4,6 +4,7 @@ use std::io;
 
 use super::batch::{self, Chain, Found};
 use super::canary::{sometimes, weakened};
+use super::crcs::CrcTable;
 use super::fold::Pending;
 use super::io::{COPY_MAX, Io};
 use super::layout::{PAGE, RING_LOG_START, page_up};
@@ -90,7 +91,9 @@ impl<'a, R: Runtime> Stream<'a, R> {
         loop {
             let bytes = self.fill(at, len).await?;
             match find(bytes) {
-                Found::Record(head, body) => return Ok(Some(Pending { head, body: body.to_vec(), table: None })),
+                Found::Record(head, body) => {
+                    return Ok(Some(Pending { head, body: body.to_vec(), table: None, crcs: CrcTable::default() }));
+                }
                 Found::More(more) if more > len && bytes.len() >= len => len = more,
                 Found::More(_) | Found::End => return Ok(None),
             }

@@ -9,11 +9,11 @@ use crate::runtime::Runtime;
 use crate::store::OpenError;
 use crate::store::append::is_shortage;
 use crate::store::canary::{sometimes, weakened};
-use crate::store::crcs::page_of;
+use crate::store::crcs::{CrcTable, page_of};
 use crate::store::fold::{self, Check, Fold, Held, Pending};
-use crate::store::header::Flags;
+use crate::store::header::{Flags, Hdr};
 use crate::store::image;
-use crate::store::layout::{BLOCK, Child, PAGE};
+use crate::store::layout::{BLOCK, CRC_PAGES, Child, PAGE};
 use crate::store::load::crc_page;
 use crate::store::page::DiskState;
 use crate::store::replica::Replica;
@@ -63,7 +63,7 @@ impl<R: Runtime> Recovery<'_, R> {
             by_slot.entry(record.head.slot).or_default().push(record);
         }
         for (slot, records) in by_slot {
-            self.try_unproven(slot, &records, boot_gen, end.proven_lsn).await?;
+            self.try_unproven(slot, records, boot_gen, end.proven_lsn).await?;
         }
         if end.kind == EndKind::Corrupt {
             tracing::error!(ring = index, after = end.last_lsn, proven = end.proven_lsn, "journal is damaged");
@@ -165,12 +165,15 @@ impl<R: Runtime> Recovery<'_, R> {
     async fn try_unproven(
         &mut self,
         slot: u32,
-        records: &[Pending],
+        mut records: Vec<Pending>,
         boot_gen: u64,
         proven: u64,
     ) -> Result<(), OpenError> {
-        for record in records {
+        for record in &mut records {
             self.load_pages_of(record, boot_gen).await?;
+            if let Some(hdr) = record.installs() {
+                record.crcs = self.load_crcs_of(slot, &hdr).await?;
+            }
         }
         let Some(base) = self.fold(slot, boot_gen).await?.map(|fold| fold.clone()) else {
             return Ok(());
@@ -179,7 +182,7 @@ impl<R: Runtime> Recovery<'_, R> {
         let mut damaged = false;
         let mut cut = u64::MAX;
         let fold = loop {
-            let mut trial = fold::try_until(&base, records, cut).map_err(not_replayed)?;
+            let mut trial = fold::try_until(&base, &records, cut).map_err(not_replayed)?;
             self.read_checksums(slot, &trial.verify, &mut on_disk).await?;
             // What was flushed is not cut: there a mismatch is a bad block (rule R8).
             let (flushed, open): (Vec<_>, Vec<_>) = trial.verify.iter().copied().partition(|check| check.lsn <= proven);
@@ -201,6 +204,20 @@ impl<R: Runtime> Recovery<'_, R> {
         }
         self.folds.insert(slot, fold);
         Ok(())
+    }
+
+    /// All checksum pages that an INSTALL names: records that follow it in the list may replace blocks of it.
+    async fn load_crcs_of(&self, slot: u32, hdr: &Hdr) -> Result<CrcTable, OpenError> {
+        let file = self.slot_file(slot).await.map_err(failed("cannot open a slot"))?;
+        let mut table = CrcTable::default();
+        for index in (0..CRC_PAGES).filter(|index| hdr.has_child(Child::Crc(*index))) {
+            let page = self.child(&file, hdr, Child::Crc(index)).await;
+            match page.and_then(|page| crc_page(&page, hdr, index)) {
+                Some(crcs) => table.insert(index, crcs),
+                None => table.insert_damaged(index),
+            }
+        }
+        Ok(table)
     }
 
     /// The checksums of what lies in these blocks now.
