@@ -74,12 +74,17 @@ impl<R: Runtime> Inner<R> {
         Ok(())
     }
 
-    /// Brings the headers of these slots up to date, and what they name; frees no space of the journal.
-    pub(crate) async fn checkpoint_of(self: &Rc<Self>, slots: &[u32]) {
-        let _one_at_a_time = self.checkpoints.lock().await;
-        if let Err(error) = self.write_slots(slots).await {
-            self.fence("checkpoint failed", &error);
-        }
+    /// Brings the header of a slot up to date, and what it names; frees no space of the journal. Goes on to its
+    /// end when dropped.
+    pub(crate) async fn checkpoint_of_slot(self: &Rc<Self>, slot: u32) {
+        let inner = Rc::clone(self);
+        let work = async move {
+            let _one_at_a_time = inner.checkpoints.lock().await;
+            if let Err(error) = inner.write_slots(&[slot]).await {
+                inner.fence("checkpoint failed", &error);
+            }
+        };
+        self.to_its_end(work).await;
     }
 
     /// C1 to C5; `false` when the disk is fenced.
@@ -117,7 +122,11 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// C6, C7: both RING copies name the new start; only then the space before it is free.
+    ///
+    /// What a checkpoint before this one could not write is marked as written: then the disk is fenced, and the
+    /// start may not move past it.
     async fn release(&self) -> io::Result<()> {
+        self.unfenced()?;
         let (start, page) = {
             let mut state = self.state.borrow_mut();
             let start = state.replay_start();
@@ -158,19 +167,28 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    /// Held-back records keep the journal full, or the memory for images: a promise of the current number drops them (rule R16).
+    /// Held-back records keep the journal full, or the memory for images: a promise of the current number drops
+    /// them (rule R16). The oldest goes, with all that lie in the same batch: only then the start moves.
     fn drop_what_pins(self: &Rc<Self>, state: &State<R>, pins: impl Fn(&Replica) -> bool) {
         let held = state.chunks.iter().filter(|(_, chunk)| pins(&chunk.replica));
-        let held = held.filter_map(|(handle, chunk)| Some((chunk.replica.held_lsn()?, *handle)));
-        let Some((_, handle)) = held.min() else { return };
+        let at = |lsn| state.log.start_for(lsn).at;
+        let held: Vec<_> = held.filter_map(|(handle, chunk)| Some((at(chunk.replica.held_lsn()?), *handle))).collect();
+        let Some(oldest) = held.iter().map(|(at, _)| *at).min() else { return };
+        let oldest: Vec<_> = held.into_iter().filter(|(at, _)| *at == oldest).map(|(_, handle)| handle).collect();
         let inner = Rc::clone(self);
         self.spawn(async move {
-            let found = inner.state.borrow().live(handle).map(|chunk| chunk.replica.hdr.promised);
-            let Ok(promised) = found else { return };
-            sometimes!("held-back work that keeps the journal full is dropped");
-            tracing::warn!(chunk = %handle, "incomplete work keeps the journal full: dropped");
-            let body = Body::Promise { promised, term: Term(0) };
-            if let Ok(done) = inner.accept(handle, Epoch(promised.0), 0, &body, Class::Control) {
+            let mut last = None;
+            for handle in oldest {
+                let found = inner.state.borrow().live(handle).map(|chunk| chunk.replica.hdr.promised);
+                let Ok(promised) = found else { continue };
+                let body = Body::Promise { promised, term: Term(0) };
+                if let Ok(done) = inner.accept(handle, Epoch(promised.0), 0, &body, Class::Release) {
+                    sometimes!("held-back work that keeps the journal full is dropped");
+                    tracing::warn!(chunk = %handle, "incomplete work keeps the journal full: dropped");
+                    last = Some(done);
+                }
+            }
+            if let Some(done) = last {
                 let _outcome = done.wait().await;
                 inner.checkpoint_soon(&mut inner.state.borrow_mut());
             }

@@ -156,7 +156,7 @@ impl<R: Runtime> Store<R> {
             found
         };
         // The partial block and overwrites that are not applied go in place with it.
-        inner.checkpoint_of(&[slot]).await;
+        inner.checkpoint_of_slot(slot).await;
         inner.check()?;
         let blocks = len.div_ceil(BLOCK);
         let mut tail = Vec::new();
@@ -203,7 +203,7 @@ impl<R: Runtime> Store<R> {
         }
         let import = inner.keep_slot(args).await?;
         let was = inner.share_free(import.slot, 0);
-        inner.checkpoint_of(&[import.slot]).await;
+        inner.checkpoint_of_slot(import.slot).await;
         inner.check()?;
         let from = inner.file(lent.slot).await.map_err(|error| StoreError::ReadFailed(error.to_string()))?;
         let len = u64::from(align_up(lent.len));
@@ -267,7 +267,8 @@ impl<R: Runtime> Store<R> {
             counters.flushes += 1;
             counters.slot_syncs += 1;
         });
-        let synced = inner.io.rt.fsync(&file).await;
+        let io = inner.io.clone();
+        let synced = inner.to_its_end(async move { io.fsync(&file).await }).await;
         synced.map_err(|error| inner.fence("a sync of a slot failed", &error))?;
         inner.made_private(chunk, &missing);
         Ok(())

@@ -1,6 +1,8 @@
 //! The disk itself, as its user sees it: whether it answers, whether it takes new chunks, which of
 //! its slots are worn out.
 
+use std::rc::Rc;
+
 use wire::{ChunkHandle, Term};
 
 use super::StoreError;
@@ -50,13 +52,17 @@ impl<R: Runtime> Store<R> {
     pub async fn drain(&self) -> Result<bool, StoreError> {
         let inner = &self.inner;
         inner.check()?;
-        let writer = inner.shared.disk_writer(&inner.io.rt).await;
-        let took = inner.shared.disk().state == DiskState::Normal;
-        if took && let Err(error) = writer.write(&inner.io, |disk| disk.state = DiskState::Draining).await {
-            drop(writer);
-            return Err(inner.fence("DISK could not be written", &error));
-        }
-        Ok(took)
+        let last = Rc::clone(inner);
+        let work = async move {
+            let writer = last.shared.disk_writer(&last.io.rt).await;
+            let took = last.shared.disk().state == DiskState::Normal;
+            if took {
+                let written = writer.write(&last.io, |disk| disk.state = DiskState::Draining).await;
+                written.map_err(|error| last.fence("DISK could not be written", &error))?;
+            }
+            Ok(took)
+        };
+        inner.to_its_end(work).await
     }
 
     /// The slot of this chunk holds no other after it: one of its blocks stays bad after a repair. Written

@@ -36,7 +36,7 @@ pub(crate) async fn make_ring<R: Runtime>(io: &Io<R>, root: &Path, ring: u32, lo
         io.write(&file, io.rt.slice(&zeros, 0..count), at).await?;
         at += count as u64;
     }
-    io.rt.fsync(&file).await?;
+    io.fsync(&file).await?;
     Ok(file)
 }
 
@@ -67,8 +67,8 @@ pub(crate) async fn format<R: Runtime>(io: &Io<R>, config: &DiskConfig) -> Resul
         io.flush(&file).await.map_err(failed)?;
     }
     let rt = &io.rt;
-    rt.sync_folder(root, Folder::Journal).await.map_err(failed)?;
-    rt.sync_folder(root, Folder::Root).await.map_err(failed)?;
+    io.sync_folder(root, Folder::Journal).await.map_err(failed)?;
+    io.sync_folder(root, Folder::Root).await.map_err(failed)?;
     let disk = Disk {
         common,
         cluster: config.cluster,
@@ -85,7 +85,7 @@ pub(crate) async fn format<R: Runtime>(io: &Io<R>, config: &DiskConfig) -> Resul
     for copy in [FileId::DiskA, FileId::DiskB] {
         let file = rt.open(root, copy, Open::Create).await.map_err(failed)?;
         io.write_bytes(&file, disk.encode().as_slice(), 0).await.map_err(failed)?;
-        rt.fsync(&file).await.map_err(failed)?;
+        io.fsync(&file).await.map_err(failed)?;
     }
-    rt.sync_folder(root, Folder::Root).await.map_err(failed)
+    io.sync_folder(root, Folder::Root).await.map_err(failed)
 }

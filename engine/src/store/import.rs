@@ -177,7 +177,7 @@ impl<R: Runtime> Import<R> {
                 counters.flushes += 1;
                 counters.slot_syncs += 1;
             });
-            inner.io.rt.fsync(&file).await
+            inner.io.fsync(&file).await
         })
         .await
     }

@@ -2,29 +2,44 @@
 
 use std::cell::Cell;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::canary::{sometimes, weakened};
+use super::flushes::Flushes;
 use super::layout::PAGE;
 use super::page::Page;
 use super::types::Counters;
-use crate::runtime::Runtime;
+use crate::runtime::{Folder, Runtime};
 
 /// A runtime's disk calls, counted; clones count together.
 pub(crate) struct Io<R: Runtime> {
     pub(crate) rt: R,
     counters: Rc<Cell<Counters>>,
+    flushes: Arc<Flushes>,
 }
 
 impl<R: Runtime> Clone for Io<R> {
     fn clone(&self) -> Self {
-        Self { rt: self.rt.clone(), counters: Rc::clone(&self.counters) }
+        Self { rt: self.rt.clone(), counters: Rc::clone(&self.counters), flushes: Arc::clone(&self.flushes) }
     }
 }
 
 impl<R: Runtime> Io<R> {
+    /// For a disk that nobody else flushes meanwhile.
     pub(crate) fn new(rt: R) -> Self {
-        Self { rt, counters: Rc::default() }
+        Self::beside(rt, Arc::default())
+    }
+
+    /// For one of several that flush the same disk.
+    pub(crate) fn beside(rt: R, flushes: Arc<Flushes>) -> Self {
+        Self { rt, counters: Rc::default(), flushes }
+    }
+
+    /// The same, but what it flushes counts whatever has failed before: for what is written because of that.
+    pub(crate) fn whatever_failed(&self) -> Self {
+        Self { flushes: Arc::default(), ..self.clone() }
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -118,17 +133,31 @@ impl<R: Runtime> Io<R> {
         Ok(Box::new(*page))
     }
 
-    /// A flush of the device, counted.
+    /// A flush of the device, counted. It must run to its end ([`Flushes::run`]), as the other two: in a task of
+    /// the store's own, never in one that a caller may drop.
     pub(crate) async fn flush(&self, file: &R::File) -> io::Result<()> {
         self.count(|counters| counters.flushes += 1);
-        let flushed = self.rt.fdatasync(file).await;
-        if flushed.is_err() {
-            sometimes!("error from a flush");
-            if weakened!(FlushRepeated) {
-                return self.rt.fdatasync(file).await;
+        let flush = async {
+            let flushed = self.rt.fdatasync(file).await;
+            if flushed.is_err() {
+                sometimes!("error from a flush");
+                if weakened!(FlushRepeated) {
+                    return self.rt.fdatasync(file).await;
+                }
             }
-        }
-        flushed
+            flushed
+        };
+        self.flushes.run(flush).await
+    }
+
+    /// A file with all that describes it.
+    pub(crate) async fn fsync(&self, file: &R::File) -> io::Result<()> {
+        self.flushes.run(self.rt.fsync(file)).await
+    }
+
+    /// Names in a folder.
+    pub(crate) async fn sync_folder(&self, root: &Path, folder: Folder) -> io::Result<()> {
+        self.flushes.run(self.rt.sync_folder(root, folder)).await
     }
 }
 

@@ -18,6 +18,9 @@ const BATCH_MAX: u64 = 8 << 20;
 /// Kept for [`Class::Control`] when the journal is nearly full.
 const CONTROL_RESERVE: u64 = 4 << 20;
 
+/// Kept for [`Class::Release`]: else what keeps the journal full could not be dropped.
+const RELEASE_RESERVE: u64 = 2 * PAGE as u64;
+
 /// Who may use the last of the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
@@ -25,6 +28,8 @@ pub(crate) enum Class {
     Work,
     /// Later parts of an operation, FINAL, PROMISE, SEAL, SEALED, CONDEMN, FREE: what ends work.
     Control,
+    /// What gives space back: the promise that drops held-back records.
+    Release,
 }
 
 /// How far a replica is once a group is durable.
@@ -168,7 +173,8 @@ impl<F: Clone> Log<F> {
     fn limit(&self, class: Class) -> u64 {
         match class {
             Class::Work => self.log_bytes - (self.log_bytes / 10).max(CONTROL_RESERVE.min(self.log_bytes / 4)),
-            Class::Control => self.log_bytes,
+            Class::Control => self.log_bytes - RELEASE_RESERVE,
+            Class::Release => self.log_bytes,
         }
     }
 
@@ -272,7 +278,8 @@ mod tests {
         let mut log = log();
         assert_eq!(fill(&mut log, Class::Work), 47);
         assert!(log.wants_checkpoint() && log.pins_half(11) && !log.pins_half(50));
-        assert_eq!(fill(&mut log, Class::Control), 16);
+        assert_eq!(fill(&mut log, Class::Control), 14);
+        assert_eq!(fill(&mut log, Class::Release), 2);
         assert!(log.used() <= log.log_bytes());
         let start = log.start_for(40);
         log.release(start);

@@ -32,6 +32,7 @@ mod disk;
 mod error;
 mod event;
 mod files;
+mod flushes;
 mod fold;
 mod format;
 mod header;

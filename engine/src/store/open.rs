@@ -276,8 +276,8 @@ pub(crate) async fn find_disk<R: Runtime>(io: &Io<R>, config: &DiskConfig) -> Re
         let id = [FileId::DiskA, FileId::DiskB][copy];
         let bad = io.rt.open(root, id, Open::Create).await.map_err(failed)?;
         io.write_bytes(&bad, disk.encode().as_slice(), 0).await.map_err(failed)?;
-        io.rt.fsync(&bad).await.map_err(failed)?;
-        io.rt.sync_folder(root, Folder::Root).await.map_err(failed)?;
+        io.fsync(&bad).await.map_err(failed)?;
+        io.sync_folder(root, Folder::Root).await.map_err(failed)?;
     }
     Ok(DiskFound::Formatted { disk, file, healed: heal.is_some() })
 }

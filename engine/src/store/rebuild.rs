@@ -416,9 +416,9 @@ pub(crate) async fn write<R: Runtime>(io: &Io<R>, root: &Path, disk: &Disk) -> R
     for copy in [FileId::DiskA, FileId::DiskB] {
         let file = io.rt.open(root, copy, Open::Create).await.map_err(failed)?;
         io.write_bytes(&file, disk.encode().as_slice(), 0).await.map_err(failed)?;
-        io.rt.fsync(&file).await.map_err(failed)?;
+        io.fsync(&file).await.map_err(failed)?;
     }
-    io.rt.sync_folder(root, Folder::Root).await.map_err(failed)
+    io.sync_folder(root, Folder::Root).await.map_err(failed)
 }
 
 #[cfg(test)]

@@ -230,11 +230,12 @@ impl<R: Runtime> Inner<R> {
         tracing::warn!(slot = hdr.common.number, copies = ?bad, "header on the disk is not the one written last");
         match copies.into_iter().flatten().next() {
             Some(good) => {
-                let healed = async {
-                    self.io.write_bytes(file, good.as_slice(), HALF_OFFSETS[bad[0]]).await?;
-                    self.io.flush(file).await
+                let (io, file, offset) = (self.io.clone(), file.clone(), HALF_OFFSETS[bad[0]]);
+                let healed = async move {
+                    io.write_bytes(&file, good.as_slice(), offset).await?;
+                    io.flush(&file).await
                 };
-                healed.await.map_err(|error| self.fence("a header could not be healed", &error))?;
+                self.to_its_end(healed).await.map_err(|error| self.fence("a header could not be healed", &error))?;
                 found.healed += 1;
             }
             None => {

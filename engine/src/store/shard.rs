@@ -10,7 +10,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, oneshot};
 use wire::member::ReplicaState;
 use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, StreamId};
 
@@ -273,7 +273,7 @@ impl<R: Runtime> Store<R> {
             warm: BTreeSet::new(),
         };
         let inner = Inner {
-            io: Io::new(rt),
+            io: Io::beside(rt, Arc::clone(&seed.shared.flushes)),
             shared: seed.shared,
             shard: seed.shard,
             disk_uuid: seed.disk_uuid,
@@ -407,7 +407,8 @@ impl<R: Runtime> Store<R> {
         }
         inner.tasks.idle().await;
         if inner.shared.check().is_ok() {
-            inner.checkpoint().await;
+            let last = Rc::clone(inner);
+            inner.to_its_end(async move { last.checkpoint().await }).await;
         }
         inner.tasks.idle().await;
     }
@@ -496,6 +497,20 @@ impl<R: Runtime> Inner<R> {
         });
     }
 
+    /// Runs work with I/O to its end, whoever waits for it.
+    pub(crate) async fn to_its_end<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> T {
+        let (done, ended) = oneshot::channel();
+        self.spawn(async move {
+            // Nobody may wait any more.
+            let _forgotten = done.send(work.await);
+        });
+        match ended.await {
+            Ok(result) => result,
+            // The runtime has dropped the task, and drops this one.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Rule R9: nothing answers from now on. Marks DISK, if it can still be written.
     pub(crate) fn fence(self: &Rc<Self>, what: &str, error: &std::io::Error) -> StoreError {
         let cause = format!("{what}: {error}");
@@ -510,7 +525,7 @@ impl<R: Runtime> Inner<R> {
 
     async fn mark_fenced(&self) {
         let writer = self.shared.disk_writer(&self.io.rt).await;
-        let marked = writer.write(&self.io, |disk| disk.state = super::page::DiskState::Fenced).await;
+        let marked = writer.write(&self.io.whatever_failed(), |disk| disk.state = super::page::DiskState::Fenced).await;
         if let Err(error) = marked {
             tracing::warn!(%error, "the fence could not be written to the disk");
         }

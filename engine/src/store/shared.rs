@@ -5,13 +5,14 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use wire::Term;
 
 use super::StoreError;
 use super::canary::weakened;
+use super::flushes::Flushes;
 use super::io::Io;
 use super::page::Disk;
 use crate::runtime::{FileId, Open, Runtime};
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) root: PathBuf,
     /// Why the disk stopped answering (rule R9); the first cause stays.
     fence: OnceLock<String>,
+    /// Those of all shards.
+    pub(crate) flushes: Arc<Flushes>,
     /// As last written, or about to be.
     disk: Mutex<Disk>,
     /// Somebody writes DISK.
@@ -50,6 +53,7 @@ impl Shared {
         Self {
             root,
             fence: OnceLock::new(),
+            flushes: Arc::default(),
             disk: Mutex::new(disk),
             disk_writer: AtomicBool::new(false),
             term,

@@ -56,8 +56,12 @@ impl<R: Runtime> Inner<R> {
                     return Ok(free.hdr.common.number);
                 }
             }
-            self.punch_shared().await;
-            self.make_slots().await?;
+            let inner = Rc::clone(self);
+            let made = self.to_its_end(async move {
+                inner.punch_shared().await;
+                inner.make_slots().await
+            });
+            made.await?;
         }
     }
 
@@ -86,7 +90,7 @@ impl<R: Runtime> Inner<R> {
                 counters.flushes += 1;
                 counters.slot_syncs += 1;
             });
-            if let Err(error) = self.io.rt.fsync(&file).await {
+            if let Err(error) = self.io.fsync(&file).await {
                 self.fence("a sync of a slot failed", &error);
                 return;
             }
@@ -129,8 +133,8 @@ impl<R: Runtime> Inner<R> {
             let file = make_slot(&self.io, &self.shared.root, &hdr).await?;
             made.push((hdr, file));
         }
-        rt.sync_folder(&self.shared.root, Folder::Slots).await?;
-        rt.sync_folder(&self.shared.root, Folder::Root).await?;
+        self.io.sync_folder(&self.shared.root, Folder::Slots).await?;
+        self.io.sync_folder(&self.shared.root, Folder::Root).await?;
         self.unfenced()?;
         writer.write(&self.io, |disk| disk.slots = first + MAKE).await?;
         self.unfenced()?;
@@ -153,6 +157,6 @@ async fn make_slot<R: Runtime>(io: &Io<R>, root: &std::path::Path, hdr: &Hdr) ->
     for offset in HALF_OFFSETS {
         io.write_bytes(&file, &half, offset).await?;
     }
-    io.rt.fsync(&file).await?;
+    io.fsync(&file).await?;
     Ok(file)
 }

@@ -71,7 +71,7 @@ impl<R: Runtime> Recovery<'_, R> {
             let log_bytes = ring.as_ref().map_or(ring_bytes, |ring| ring.log_bytes);
             self.rings.push(RingFound { file, ring, end: None, log_bytes });
         }
-        self.io.rt.sync_folder(root, Folder::Journal).await.map_err(failed(what))?;
+        self.io.sync_folder(root, Folder::Journal).await.map_err(failed(what))?;
         let boot_gen = self.largest_boot + 1;
         let mut pages = Vec::new();
         for (number, found) in (0..).zip(&mut self.rings) {

@@ -149,6 +149,9 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (0x1b, "the partial block of a re-opened chunk went in place, and its checksum was that of the block before"),
     (0x14d, "after a fence a repair of a copy that had just been installed found no checksums to compare with"),
     (0x220, "slots were named in DISK after another flush had failed, and were lost"),
+    (0x4c9, "a flush succeeded beside one whose failure nobody had noticed yet, and what it promised was gone"),
+    (0x701, "a checkpoint was broken off by a fence, and the next one moved the start past what it had not written"),
+    (0x1d83, "held-back parts kept the journal so full that the promise that drops them had no room"),
 ];
 
 #[test]
