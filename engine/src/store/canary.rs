@@ -118,7 +118,7 @@ mod planting {
         CutInProvenJournal, "E11", "the journal is cut where a later record proves a flush";
         NoSyncOfFileSystem, "E12", "recovery decides without syncfs";
         TwoWritesInFlight, "E13", "two writes in flight to one block";
-        FlushesApart, "E14", "a flush counts though one that overlapped it failed";
+        FlushesApart, "E14", "a flush counts by itself, though another one failed meanwhile";
     }
 
     thread_local! {

@@ -146,6 +146,9 @@ impl<R: Runtime> Inner<R> {
     /// Rule R9 for whoever writes in several steps: a flush that succeeds after another one has failed, of
     /// whatever file or shard, proves nothing, and what relies on it is not written.
     pub(crate) fn unfenced(&self) -> io::Result<()> {
+        if weakened!(FlushesApart) {
+            return Ok(());
+        }
         self.shared.check().map_err(|error| io::Error::other(error.to_string()))
     }
 
