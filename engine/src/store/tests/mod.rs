@@ -3,6 +3,7 @@
 //! `STORE_TIER` (`short`, `ci`, `night`) sizes the campaigns; `docs/testing.md` has the commands.
 
 mod canaries;
+mod chain;
 mod check;
 mod clone;
 mod costs;
