@@ -18,6 +18,7 @@ mod reborn;
 mod repair;
 mod rig;
 mod rot;
+mod rot_images;
 mod scrub;
 mod sequence;
 mod smoke;
