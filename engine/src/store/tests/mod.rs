@@ -3,6 +3,7 @@
 //! `STORE_TIER` (`short`, `ci`, `night`) sizes the campaigns; `docs/testing.md` has the commands.
 
 mod canaries;
+mod chain;
 mod check;
 mod clone;
 mod costs;
@@ -17,6 +18,7 @@ mod reborn;
 mod repair;
 mod rig;
 mod rot;
+mod rot_images;
 mod scrub;
 mod sequence;
 mod smoke;

@@ -168,8 +168,3 @@ fn every_crash_at_every_write_leaves_a_prefix_with_everything_acknowledged() {
         }
     }
 }
-
-/// One script, few samples: for planted bugs.
-pub(super) fn script(seed: u64) {
-    script::run(seed, 4);
-}
