@@ -158,11 +158,11 @@ fn compare(chunk: u64, history: &History, seen: Option<&Seen>, summary: &Recover
         view.durable_len,
         if view.suspect_seq.0 > 0 { format!(", suspect up to {}", view.suspect_seq.0) } else { String::new() }
     );
-    if view.state != ReplicaState::Condemned && newest.life != Life::Absent {
-        let full = history.snaps.iter().max_by_key(|snap| snap.len()).map(Snap::content).unwrap_or_default();
-        if !full.starts_with(content) {
-            return Match::Wrong(format!("{what}; its bytes never were"));
-        }
+    if view.state != ReplicaState::Condemned
+        && newest.life != Life::Absent
+        && !history.snaps.iter().any(|snap| snap.content().starts_with(content))
+    {
+        return Match::Wrong(format!("{what}; its bytes never were"));
     }
     if view.damaged || summary.damaged_journals > 0 {
         return Match::Reported(format!("{what}, damaged"));
@@ -179,8 +179,9 @@ fn is(view: &View, snap: &Snap) -> bool {
         Life::Condemned => ReplicaState::Condemned,
     };
     !view.damaged
-        && (view.state, view.epoch.0, view.last_seq.0, view.durable_len, view.closed, view.filled)
-            == (state, snap.epoch, snap.last_seq, snap.len(), snap.closed, snap.filled)
+        && (view.state, view.epoch.0, view.last_seq.0, view.durable_len)
+            == (state, snap.epoch, snap.last_seq, snap.len())
+        && (view.closed, view.filled, view.fixed) == (snap.closed, snap.filled, snap.fixed)
 }
 
 fn brief_snap(snap: &Snap) -> String {

@@ -13,7 +13,7 @@ use wire::{ChunkHandle, ClusterId, Epoch, InodeId, OpId, Seq, ServerId, StreamId
 use crate::options::Options;
 
 pub(crate) const TERM: Term = Term(1);
-pub(crate) const STREAM: StreamId = StreamId([3; 16]);
+const STREAM: StreamId = StreamId([3; 16]);
 pub(crate) const BLOCK: usize = 4096;
 const MEMORY: usize = 32 << 20;
 

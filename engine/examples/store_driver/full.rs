@@ -83,7 +83,7 @@ async fn fill_up<R: Runtime>(rt: &R, seed: ShardSeed, ballast: &Path) -> Result<
 
     let (mut big, mut count) = (Vec::new(), 0);
     let refused = loop {
-        let piece = Piece { seed: count, len: PART };
+        let piece = Piece { seed: count, at: 0, len: PART };
         match append(rt, &store, BIG, piece).await {
             Ok(()) => big.extend(piece.bytes()),
             Err(error) => break error,
@@ -101,7 +101,7 @@ async fn fill_up<R: Runtime>(rt: &R, seed: ShardSeed, ballast: &Path) -> Result<
     let filler = eat_the_rest(ballast);
     let (mut reserved, mut at) = (Vec::new(), 0);
     while at < RESERVED_LEN {
-        let piece = Piece { seed: 1000 + u64::from(at), len: PART };
+        let piece = Piece { seed: 1000 + u64::from(at), at: 0, len: PART };
         append(rt, &store, RESERVED, piece).await.map_err(failed("an append into reserved space"))?;
         reserved.extend(piece.bytes());
         at += PART;
@@ -111,7 +111,7 @@ async fn fill_up<R: Runtime>(rt: &R, seed: ShardSeed, ballast: &Path) -> Result<
 
     std::fs::remove_file(&filler).map_err(|error| format!("cannot make room: {error}"))?;
     std::fs::remove_file(ballast).map_err(|error| format!("cannot make room: {error}"))?;
-    let piece = Piece { seed: 5000, len: PART };
+    let piece = Piece { seed: 5000, at: 0, len: PART };
     append(rt, &store, BIG, piece).await.map_err(failed("an append with room again"))?;
     wanted[0].1.extend(piece.bytes());
     store.create(create_args(LATER)).await.map_err(failed("a create with room again"))?;

@@ -5,7 +5,7 @@
 //! among those.
 //!
 //! ```text
-//! issue   POSITION CHUNK NUMBER KIND STATE EPOCH PROMISED LAST_SEQ CLOSED FILLED PIECE_SEED PIECE_LEN
+//! issue   POSITION CHUNK NUMBER KIND STATE EPOCH PROMISED LAST_SEQ CLOSED FILLED FIXED PIECE_SEED PIECE_AT PIECE_LEN
 //! acked   POSITION CHUNK NUMBER
 //! refused POSITION CHUNK NUMBER      it changed nothing
 //! found   POSITION CHUNK NUMBER      after a restart: this state, and it is durable
@@ -22,6 +22,8 @@ use std::sync::Mutex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) seed: u64,
+    /// Where in the chunk: at its end, or over what earlier pieces have put there.
+    pub(crate) at: u32,
     pub(crate) len: u32,
 }
 
@@ -60,6 +62,9 @@ pub(crate) struct Snap {
     pub(crate) last_seq: u64,
     pub(crate) closed: bool,
     pub(crate) filled: bool,
+    /// Open again after it was sealed: only what it has is overwritten.
+    pub(crate) fixed: bool,
+    /// In the order of their operations.
     pub(crate) pieces: Vec<Piece>,
 }
 
@@ -71,15 +76,20 @@ impl Snap {
         last_seq: 0,
         closed: false,
         filled: false,
+        fixed: false,
         pieces: Vec::new(),
     };
 
     pub(crate) fn len(&self) -> u32 {
-        self.pieces.iter().map(|piece| piece.len).sum()
+        self.pieces.iter().map(|piece| piece.at + piece.len).max().unwrap_or(0)
     }
 
     pub(crate) fn content(&self) -> Vec<u8> {
-        self.pieces.iter().flat_map(|piece| piece.bytes()).collect()
+        let mut content = vec![0; self.len() as usize];
+        for piece in &self.pieces {
+            content[piece.at as usize..][..piece.len as usize].copy_from_slice(&piece.bytes());
+        }
+        content
     }
 }
 
@@ -131,7 +141,7 @@ impl Histories {
                 "issue" => {
                     let small = |at: usize| u32::try_from(number(at)).unwrap();
                     let mut pieces = history.snap(index - 1).pieces.clone();
-                    let piece = Piece { seed: number(11), len: small(12) };
+                    let piece = Piece { seed: number(12), at: small(13), len: small(14) };
                     pieces.extend((piece.len > 0).then_some(piece));
                     assert_eq!(index, history.first + history.snaps.len(), "{line}");
                     history.snaps.push(Snap {
@@ -141,6 +151,7 @@ impl Histories {
                         last_seq: number(8),
                         closed: number(9) == 1,
                         filled: number(10) == 1,
+                        fixed: number(11) == 1,
                         pieces,
                     });
                 }
@@ -196,17 +207,19 @@ impl Log {
 
     pub(crate) fn issue(&self, chunk: u64, number: usize, kind: &str, snap: &Snap, piece: Option<Piece>) {
         let life = LIVES.into_iter().find(|(life, _)| *life == snap.life).unwrap().1;
-        let piece = piece.unwrap_or(Piece { seed: 0, len: 0 });
+        let piece = piece.unwrap_or(Piece { seed: 0, at: 0, len: 0 });
         self.line(
             "issue",
             &format!(
-                "{chunk} {number} {kind} {life} {} {} {} {} {} {} {}",
+                "{chunk} {number} {kind} {life} {} {} {} {} {} {} {} {} {}",
                 snap.epoch,
                 snap.promised,
                 snap.last_seq,
                 u8::from(snap.closed),
                 u8::from(snap.filled),
+                u8::from(snap.fixed),
                 piece.seed,
+                piece.at,
                 piece.len
             ),
         );

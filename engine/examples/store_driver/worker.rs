@@ -1,4 +1,4 @@
-//! One chunk after the other: created, filled, sealed, condemned, freed. Each operation is in the log
+//! One chunk after the other: created, filled, overwritten, sealed, opened again, condemned, freed. Each operation is in the log
 //! before it can reach the disk; each answer is in the log before anybody could rely on it.
 
 use std::cell::{Cell, RefCell};
@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use engine::runtime::Runtime;
 use engine::runtime::sim::Rng;
-use engine::store::{Entry, Store, StoreError};
+use engine::store::{Entry, ReopenArgs, Store, StoreError};
 use tokio::sync::oneshot;
 use wire::checksum::block_crcs;
-use wire::{ChunkHandle, Epoch, OpId, Seq};
+use wire::{ChunkHandle, Epoch, OpId, Seq, StreamId};
 
-use crate::disk::{BLOCK, STREAM, TERM, create_args, entry, payload, read_all};
+use crate::disk::{BLOCK, TERM, create_args, entry, payload, read_all};
 use crate::history::{Life, Log, Piece, Snap};
 
 const AUTHORITY: u64 = 5;
 /// Content after which a chunk is sealed.
 const LEN_MAX: u32 = 3 << 20;
+/// Most bytes of an overwrite: several fit into the journal.
+const OVERWRITE_MAX: u64 = 48 << 10;
 /// Until a journal that was full has room again.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Times that a writer is told to come again.
@@ -78,7 +80,7 @@ pub(crate) struct Worker<R: Runtime> {
     pub(crate) number: usize,
     /// The chunk was there before the restart: silent in its epoch.
     pub(crate) restarted: bool,
-    /// Appends whose answer is on its way.
+    /// Appends and overwrites whose answer is on its way.
     pub(crate) pending: Vec<oneshot::Receiver<()>>,
 }
 
@@ -99,7 +101,7 @@ impl<R: Runtime> Worker<R> {
         ChunkHandle(self.chunk)
     }
 
-    /// Waits for the answers of all appends.
+    /// Waits for the answers of all appends and overwrites.
     async fn quiet(&mut self) {
         for answer in self.pending.drain(..) {
             // Gone without an answer: the disk has failed, and that is noted.
@@ -114,11 +116,21 @@ impl<R: Runtime> Worker<R> {
         match self.now.life {
             Life::Absent => self.create().await,
             Life::Condemned => self.free().await,
-            Life::Sealed if self.rng.once_in(3) => self.condemn().await,
-            Life::Sealed => self.read().await,
+            Life::Sealed => match self.rng.below(3) {
+                0 => self.condemn().await,
+                1 => self.reopen().await,
+                _ => self.read().await,
+            },
             Life::Open if self.now.filled || self.now.closed => self.confirm().await,
             Life::Open if self.now.promised > self.now.epoch => self.fill_and_seal().await,
-            Life::Open if self.restarted || self.now.len() > LEN_MAX => self.prepare().await,
+            Life::Open if self.restarted => self.prepare().await,
+            Life::Open if self.now.fixed => match self.rng.below(12) {
+                0 => self.prepare().await,
+                1 => self.finish().await,
+                2 => self.read().await,
+                _ => self.overwrite().await,
+            },
+            Life::Open if self.now.len() > LEN_MAX => self.prepare().await,
             Life::Open => match self.rng.below(30) {
                 0 => self.prepare().await,
                 1 => self.finish().await,
@@ -133,6 +145,7 @@ impl<R: Runtime> Worker<R> {
                     let parts = 2 + self.rng.below(3);
                     self.append(u16::try_from(parts).unwrap()).await
                 }
+                10..15 => self.overwrite().await,
                 _ => self.append(1).await,
             },
         }
@@ -200,8 +213,8 @@ impl<R: Runtime> Worker<R> {
     /// Parts are accepted one after the other; the answer is waited for by a task.
     async fn append(&mut self, parts: u16) -> Result<(), Over> {
         let sizes: Vec<u32> = (0..parts).map(|_| self.size()).collect();
-        let piece = Piece { seed: self.rng.next(), len: sizes.iter().sum() };
-        let (data, off) = (piece.bytes(), self.now.len());
+        let piece = Piece { seed: self.rng.next(), at: self.now.len(), len: sizes.iter().sum() };
+        let (data, off) = (piece.bytes(), piece.at);
         if let Err(error) = self.store.reserve(self.handle(), off + piece.len).await {
             self.common.failed(&self.rt, error);
             return Err(Over);
@@ -210,8 +223,9 @@ impl<R: Runtime> Worker<R> {
         for (part, size) in (0..).zip(sizes) {
             let bytes = &data[at as usize..(at + size) as usize];
             let seq = self.now.last_seq + 1 + u64::from(part);
-            let id = OpId { stream: STREAM, op: self.now.last_seq + 1 };
+            let id = self.next_id();
             let entry = Entry {
+                epoch: Epoch(self.now.epoch),
                 seq: Seq(seq),
                 id,
                 first_unacked: id.op,
@@ -244,12 +258,66 @@ impl<R: Runtime> Worker<R> {
                 }
                 continue;
             }
-            self.now.pieces.push(piece);
-            self.now.last_seq = seq;
-            self.number += 1;
-            self.common.log.issue(self.chunk, self.number, "append", &self.now, Some(piece));
+            self.accepted("append", piece, seq);
             self.answer(done).await;
         }
+        Ok(())
+    }
+
+    /// Names of operations never come again, though entries are counted anew in each epoch.
+    fn next_id(&self) -> OpId {
+        let mut stream = [3; 16];
+        stream[..4].copy_from_slice(&self.now.epoch.to_le_bytes());
+        OpId { stream: StreamId(stream), op: self.now.last_seq + 1 }
+    }
+
+    /// A whole operation is accepted: nothing of it can have reached the disk yet.
+    fn accepted(&mut self, kind: &str, piece: Piece, seq: u64) {
+        self.now.pieces.push(piece);
+        self.now.last_seq = seq;
+        self.number += 1;
+        self.common.log.issue(self.chunk, self.number, kind, &self.now, Some(piece));
+    }
+
+    /// Somewhere below the end; half of them begin at a block.
+    async fn overwrite(&mut self) -> Result<(), Over> {
+        let end = u64::from(self.now.len());
+        if end == 0 {
+            return Ok(());
+        }
+        let somewhere = self.rng.below(end);
+        let at = if self.rng.once_in(2) { somewhere / BLOCK as u64 * BLOCK as u64 } else { somewhere };
+        let len = u64::from(self.size()).min(OVERWRITE_MAX).min(end - at);
+        let piece = Piece { seed: self.rng.next(), at: u32::try_from(at).unwrap(), len: u32::try_from(len).unwrap() };
+        let bytes = piece.bytes();
+        let id = self.next_id();
+        let entry = Entry {
+            epoch: Epoch(self.now.epoch),
+            id,
+            first_unacked: id.op,
+            op_off: piece.at,
+            offset: piece.at,
+            ..entry(&self.store, self.handle(), &bytes)
+        };
+        let buf = payload(&self.rt, &bytes).await;
+        let mut tries = 0;
+        let done = loop {
+            let done = match self.store.prepare_overwrite(self.handle(), piece.at, piece.len).await {
+                Ok(edges) => self.store.overwrite(&entry, &buf, &edges),
+                Err(error) => Err(error),
+            };
+            match done {
+                Err(StoreError::Busy) if tries < TRIES_MAX => tries += 1,
+                Err(error) => {
+                    self.common.failed(&self.rt, error);
+                    return Err(Over);
+                }
+                Ok(done) => break done,
+            }
+            self.rt.sleep(PAUSE).await;
+        };
+        self.accepted("overwrite", piece, entry.seq.0);
+        self.answer(done).await;
         Ok(())
     }
 
@@ -290,10 +358,10 @@ impl<R: Runtime> Worker<R> {
         let mut next = self.now.clone();
         next.closed = true;
         next.last_seq += 1;
-        let (handle, seq, len) = (self.handle(), Seq(next.last_seq), next.len());
+        let (handle, epoch, seq, len) = (self.handle(), Epoch(next.epoch), Seq(next.last_seq), next.len());
         self.issue("finish", next, None, |store| async move {
             let digest = store.digest(handle, u32::MAX).await?;
-            store.finish(handle, Epoch(1), seq, len, digest).await
+            store.finish(handle, epoch, seq, len, digest).await
         })
         .await
     }
@@ -310,7 +378,8 @@ impl<R: Runtime> Worker<R> {
     async fn fill_and_seal(&mut self) -> Result<(), Over> {
         self.quiet().await;
         let mut next = self.now.clone();
-        let piece = (!self.rng.once_in(3)).then(|| Piece { seed: self.rng.next(), len: self.size() });
+        let more = !self.now.fixed && !self.rng.once_in(3);
+        let piece = more.then(|| Piece { seed: self.rng.next(), at: self.now.len(), len: self.size() });
         next.pieces.extend(piece);
         next.last_seq += u64::from(piece.is_some());
         next.filled = true;
@@ -365,12 +434,34 @@ impl<R: Runtime> Worker<R> {
         let mut next = self.now.clone();
         let epoch = if next.filled { next.promised } else { next.epoch };
         next.life = Life::Sealed;
-        (next.filled, next.closed, next.epoch) = (false, false, epoch);
+        (next.filled, next.closed, next.fixed, next.epoch) = (false, false, false, epoch);
         let (handle, len, digest) = (self.handle(), next.len(), digest(&next.content()));
         self.issue("confirm", next, None, |store| async move {
             store.confirm(TERM, handle, Epoch(epoch), len, digest).await
         })
         .await
+    }
+
+    async fn reopen(&mut self) -> Result<(), Over> {
+        let epoch = self.now.promised.max(self.now.epoch) + 1;
+        let next = Snap { life: Life::Open, epoch, promised: epoch, last_seq: 0, fixed: true, ..self.now.clone() };
+        let (chunk, len, digest) = (self.handle(), next.len(), digest(&next.content()));
+        let args = ReopenArgs {
+            term: TERM,
+            chunk,
+            epoch: Epoch(epoch),
+            members: create_args(chunk).members,
+            my_position: 0,
+            len,
+            digest,
+        };
+        self.issue("reopen", next, None, |store| {
+            let args = args.clone();
+            async move { store.reopen(args).await }
+        })
+        .await?;
+        self.restarted = false;
+        Ok(())
     }
 
     async fn condemn(&mut self) -> Result<(), Over> {
