@@ -158,10 +158,11 @@ fn compare(chunk: u64, history: &History, seen: Option<&Seen>, summary: &Recover
         view.durable_len,
         if view.suspect_seq.0 > 0 { format!(", suspect up to {}", view.suspect_seq.0) } else { String::new() }
     );
-    if view.state != ReplicaState::Condemned && newest.life != Life::Absent {
-        if !history.snaps.iter().any(|snap| snap.content().starts_with(content)) {
-            return Match::Wrong(format!("{what}; its bytes never were"));
-        }
+    if view.state != ReplicaState::Condemned
+        && newest.life != Life::Absent
+        && !history.snaps.iter().any(|snap| snap.content().starts_with(content))
+    {
+        return Match::Wrong(format!("{what}; its bytes never were"));
     }
     if view.damaged || summary.damaged_journals > 0 {
         return Match::Reported(format!("{what}, damaged"));
