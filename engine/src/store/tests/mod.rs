@@ -15,6 +15,7 @@ mod overwrite;
 mod reads;
 mod reborn;
 mod repair;
+mod replace;
 mod rig;
 mod rot;
 mod scrub;
