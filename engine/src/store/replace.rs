@@ -37,6 +37,12 @@ impl<R: Runtime> Store<R> {
         Ok(import)
     }
 
+    /// Whether a copy on its way is one of this store.
+    #[must_use]
+    pub fn is_mine(&self, import: &Import<R>) -> bool {
+        Rc::ptr_eq(&self.inner, &import.inner)
+    }
+
     /// The checksum of each block of what is durable here, that of a partial last one with zeros behind
     /// it. `None`: it is not known, because the page with it is damaged.
     ///
