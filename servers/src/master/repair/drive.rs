@@ -51,7 +51,9 @@ impl Master {
         if !soft.may_delete() {
             return (vec![], vec![]);
         }
-        let dead: Vec<ServerId> = state.servers().map(|(server, _)| server).collect();
+        // One that has no disk yet holds nothing: it is silent while it formats one.
+        let formatted = state.servers().filter(|(_, record)| record.disk != [0; 16]);
+        let dead: Vec<ServerId> = formatted.map(|(server, _)| server).collect();
         let known = dead.len();
         let dead: Vec<ServerId> =
             dead.into_iter().filter(|server| soft.liveness(*server, now) == Liveness::Dead).collect();

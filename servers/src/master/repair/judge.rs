@@ -120,7 +120,7 @@ pub(crate) fn copies(view: &View, servers: &Servers) -> usize {
 /// Whether this holder is still needed by the chunk, for the progress of a drain: a dead one is not when
 /// enough others count.
 pub(crate) fn is_held_by(view: &View, servers: &Servers, server: ServerId) -> bool {
-    let holds = view.holders.iter().any(|(holder, _)| *holder == server) || view.stale.contains(&server);
+    let holds = view.holders.iter().any(|(holder, _)| *holder == server);
     let is_there = servers.get(&server).is_some_and(|seen| !seen.gone);
     holds && (is_there || count(view, servers).counted.len() < view.wanted)
 }

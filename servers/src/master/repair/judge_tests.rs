@@ -97,6 +97,8 @@ fn progress_of_a_drain_counts_what_is_still_needed_there() {
     edit(&mut all, 1, |seen| seen.drained = true);
     assert!(is_held_by(&view(&[1, 2, 3]), &all, ServerId(1)));
     assert!(!is_held_by(&view(&[2, 3, 4]), &all, ServerId(1)));
+    let dropped = View { stale: vec![ServerId(1)], ..view(&[2, 3, 4]) };
+    assert!(!is_held_by(&dropped, &all, ServerId(1)), "what was dropped and is not freed yet does not count");
     edit(&mut all, 1, |seen| (seen.alive, seen.gone) = (false, true));
     assert!(is_held_by(&view(&[1, 2, 3]), &all, ServerId(1)));
     assert!(!is_held_by(&view(&[1, 2, 3, 4]), &all, ServerId(1)), "a dead one keeps nobody waiting");
