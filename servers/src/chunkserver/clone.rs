@@ -120,11 +120,8 @@ impl<R: Runtime> Shard<R> {
     /// By the checksums of one source; the bytes may come from all.
     async fn clone_by(&self, clone: &CloneChunk, lister: usize) -> Result<Cloned, Fault> {
         let (want, dedup, peer) = self.describe(clone, &clone.sources[lister]).await?;
-        let have = match self.store.block_crcs(clone.chunk).await {
-            Ok(have) => have,
-            // Nothing here, or nothing that can be read.
-            Err(_) => Vec::new(),
-        };
+        // Empty: nothing is here, or nothing that can be read.
+        let have = self.store.block_crcs(clone.chunk).await.unwrap_or_default();
         let import = self.store.begin_clone(self.import_args(clone, dedup), clone.authority).await;
         let import = import.map_err(|error| fault::of_store(&error))?;
         let mut peers: Vec<Option<Peer<R>>> = clone.sources.iter().map(|_| None).collect();
