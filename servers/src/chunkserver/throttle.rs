@@ -28,14 +28,15 @@ impl Throttle {
 
     /// `len` bytes were written in `took`; how long to wait before the next ones.
     pub(crate) fn wrote(&mut self, len: u64, took: Duration, now: Duration) -> Duration {
-        let pause = if self.rate == 0 {
-            took * (100 - SHARE) / SHARE
-        } else {
-            // What was saved up while something else was slow is no credit.
-            let due = self.due.unwrap_or(now).max(now.saturating_sub(Duration::from_millis(100)));
-            let due = due + Duration::from_nanos(len.saturating_mul(1_000_000_000) / self.rate);
-            self.due = Some(due);
-            due.saturating_sub(now)
+        let pause = match len.saturating_mul(1_000_000_000).checked_div(self.rate) {
+            None => took * (100 - SHARE) / SHARE,
+            Some(nanos) => {
+                // What was saved up while something else was slow is no credit.
+                let due = self.due.unwrap_or(now).max(now.saturating_sub(Duration::from_millis(100)));
+                let due = due + Duration::from_nanos(nanos);
+                self.due = Some(due);
+                due.saturating_sub(now)
+            }
         };
         pause.min(WAIT_MAX)
     }
