@@ -10,7 +10,10 @@ use tokio::runtime;
 use crate::exit::{self, Code};
 use crate::logging::Logging;
 use crate::roles::Lifecycle;
-use crate::{bench, compat, completions, dev, disk, doctor, files, health, roles, scrub, settings, status, version};
+use crate::{
+    bench, chunkservers, compat, completions, dev, disk, doctor, drain, files, health, repairs, roles, scrub, settings,
+    status, version,
+};
 
 /// A distributed file system: acknowledged means durable on every replica.
 #[derive(Debug, Parser)]
@@ -34,6 +37,9 @@ pub(crate) enum Command {
     Health(health::Health),
     Status(status::Status),
     Scrub(scrub::Scrub),
+    Servers(chunkservers::Servers),
+    Repairs(repairs::Repairs),
+    Drain(drain::Drain),
     Put(files::put::Put),
     Get(files::get::Get),
     Cat(files::cat::Cat),

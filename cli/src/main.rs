@@ -7,18 +7,21 @@
 mod address;
 mod args;
 mod bench;
+mod chunkservers;
 mod cluster;
 mod compat;
 mod completions;
 mod dev;
 mod disk;
 mod doctor;
+mod drain;
 mod exit;
 mod files;
 mod health;
 mod logging;
 mod output;
 mod progress;
+mod repairs;
 mod roles;
 mod scrub;
 mod settings;
@@ -59,6 +62,9 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Health(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Scrub(command) => command.run().await,
+            Command::Servers(command) => command.run().await,
+            Command::Repairs(command) => command.run().await,
+            Command::Drain(command) => command.run().await,
             Command::Put(command) => command.run().await,
             Command::Get(command) => command.run().await,
             Command::Cat(command) => command.run().await,

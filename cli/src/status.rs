@@ -118,7 +118,8 @@ fn json(cluster: &ClusterOk) -> Value {
     })
 }
 
-fn liveness(liveness: Liveness) -> &'static str {
+/// A word for how the master sees a server.
+pub(crate) fn liveness(liveness: Liveness) -> &'static str {
     match liveness {
         Liveness::Alive => "alive",
         Liveness::Suspect => "suspect",
@@ -127,7 +128,7 @@ fn liveness(liveness: Liveness) -> &'static str {
 }
 
 /// At most two units: `3ms`, `12s 400ms`, `5h 2m`.
-fn duration(ms: u64) -> String {
+pub(crate) fn duration(ms: u64) -> String {
     let shown = humantime::format_duration(Duration::from_millis(ms)).to_string();
     shown.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }

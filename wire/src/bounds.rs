@@ -5,7 +5,7 @@
 
 use serde::de::{Deserialize, Deserializer, Error};
 
-use crate::limits::{ADDRESS_LEN_MAX, CHUNK_SIZE, DEDUP_ENTRIES_MAX, MEMBERS_MAX, PAGE_ENTRIES_MAX};
+use crate::limits::{ADDRESS_LEN_MAX, BLOCK_SIZE, CHUNK_SIZE, DEDUP_ENTRIES_MAX, MEMBERS_MAX, PAGE_ENTRIES_MAX};
 use crate::member::Member;
 use crate::op::DedupEntry;
 
@@ -26,6 +26,11 @@ pub(crate) fn dedup<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<DedupEntr
 /// A page: at most [`PAGE_ENTRIES_MAX`].
 pub(crate) fn page<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     no_longer(Vec::deserialize(input)?, PAGE_ENTRIES_MAX as usize)
+}
+
+/// A value for each block of a chunk at most.
+pub(crate) fn blocks<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
+    no_longer(Vec::deserialize(input)?, (CHUNK_SIZE / BLOCK_SIZE) as usize)
 }
 
 /// An address or another short text: at most [`ADDRESS_LEN_MAX`] bytes.

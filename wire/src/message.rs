@@ -48,6 +48,11 @@ pub mod tag {
         CONDEMN = 42,
         FREE = 43,
 
+        CLONE = 48,
+        CLONE_OK = 49,
+        CRCS = 50,
+        CRCS_OK = 51,
+
         REGISTER = 64,
         REGISTERED = 65,
         HEARTBEAT = 66,
@@ -76,6 +81,11 @@ pub mod tag {
         ABORT_UPLOAD = 95,
         LOCATE_CHUNK = 96,
         TRASH = 97,
+
+        REPAIRS = 112,
+        REPAIRS_OK = 113,
+        TUNE_REPAIRS = 114,
+        DRAIN = 115,
     }
 
     /// The name of a tag, for logs and counters; `None` for one this build does not know.

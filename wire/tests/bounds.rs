@@ -7,6 +7,7 @@ mod common;
 use common::receive;
 use wire::append::{Append, Appended, Close, LAST};
 use wire::chain::{Create, TableOk};
+use wire::clone::{CloneChunk, CrcsOk};
 use wire::fetch::Fetch;
 use wire::forward::{Commit, EntryKind, Forward, Up};
 use wire::frame::{self, Header};
@@ -261,4 +262,31 @@ fn location() -> wire::locate::Location {
         members: vec![member()],
         expire_ms: 1,
     }
+}
+
+#[test]
+fn a_chunk_has_so_many_block_checksums_and_a_clone_so_many_sources() {
+    let blocks = (CHUNK_SIZE / 4096) as usize;
+    taken(CrcsOk { crcs: vec![7; blocks] });
+    assert!(CrcsOk::decode(&CrcsOk { crcs: vec![7; blocks + 1] }.encode()).is_err());
+    let member = Member { server: ServerId(1), address: "a:1".into(), shards: 1 };
+    let clone = CloneChunk {
+        term: Term(1),
+        chunk: CHUNK,
+        epoch: EPOCH,
+        last_seq: Seq(1),
+        len: CHUNK_SIZE,
+        digest: [0; 16],
+        file: InodeId(1),
+        prev: ChunkHandle::NONE,
+        sources: vec![member; MEMBERS_MAX],
+        authority: 0,
+        rate: 0,
+    };
+    let is_taken = |clone: &CloneChunk| CloneChunk::decode(&clone.encode()).is_ok();
+    assert!(is_taken(&clone));
+    assert!(!is_taken(&CloneChunk { sources: vec![], ..clone.clone() }));
+    assert!(!is_taken(&CloneChunk { len: CHUNK_SIZE + 1, ..clone.clone() }));
+    let more = vec![clone.sources[0].clone(); MEMBERS_MAX + 1];
+    assert!(!is_taken(&CloneChunk { sources: more, ..clone }));
 }

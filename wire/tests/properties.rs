@@ -66,6 +66,14 @@ macro_rules! for_every_control_message {
         $check::<wire::upload::Publish>($($argument),*)?;
         $check::<wire::upload::Splice>($($argument),*)?;
         $check::<wire::upload::AbortUpload>($($argument),*)?;
+        $check::<wire::clone::CloneChunk>($($argument),*)?;
+        $check::<wire::clone::Cloned>($($argument),*)?;
+        $check::<wire::clone::Crcs>($($argument),*)?;
+        $check::<wire::clone::CrcsOk>($($argument),*)?;
+        $check::<wire::repairs::Repairs>($($argument),*)?;
+        $check::<wire::repairs::RepairsOk>($($argument),*)?;
+        $check::<wire::repairs::TuneRepairs>($($argument),*)?;
+        $check::<wire::repairs::Drain>($($argument),*)?;
     }};
 }
 

@@ -46,6 +46,8 @@ pub struct Import<R: Runtime> {
     /// Keeps the slot: it is not ready for others while somebody holds this (rule R17).
     pub(super) users: Rc<()>,
     pub(super) arrived: RefCell<Arrived>,
+    /// It takes the place of another copy, which this allows to free.
+    replaces: Option<u64>,
     writes: Tally,
     finishing: Mutex<()>,
 }
@@ -153,7 +155,7 @@ impl<R: Runtime> Import<R> {
         self.writes.idle().await;
         inner.check()?;
         let table = self.table()?;
-        if inner.has_copy(&self.args)? {
+        if self.is_here()? {
             return inner.flushed().await;
         }
         // Nobody else changes which children are current while the slot is kept.
@@ -161,10 +163,20 @@ impl<R: Runtime> Import<R> {
         let image = image::of(&self.replica(&hdr.ok_or(StoreError::UnknownChunk)?, table), inner.boot_gen, 0);
         self.make_durable(image.children).await?;
         inner.check()?;
+        if let Some(authority) = self.replaces {
+            inner.condemn_old(&self.args, authority).await?;
+            inner.check()?;
+        }
         match inner.install(self, image.hdr)? {
             Some(done) => done.wait().await,
             None => inner.flushed().await,
         }
+    }
+
+    /// Whether an equal copy came to be here; an error when another one did, and may not be replaced.
+    fn is_here(&self) -> Result<bool, StoreError> {
+        let found = self.inner.has_copy(&self.args);
+        if self.replaces.is_some() { Ok(found.unwrap_or(false)) } else { found }
     }
 
     /// Children, then everything of the slot: durable before the record that names them.
@@ -258,6 +270,15 @@ impl<R: Runtime> Import<R> {
 impl<R: Runtime> Inner<R> {
     /// Keeps a free slot for a copy.
     pub(super) async fn keep_slot(self: &Rc<Self>, args: ImportArgs) -> Result<Import<R>, StoreError> {
+        self.keep_slot_for(args, None).await
+    }
+
+    /// As [`Self::keep_slot`], for a copy that may take the place of another one.
+    pub(super) async fn keep_slot_for(
+        self: &Rc<Self>,
+        args: ImportArgs,
+        replaces: Option<u64>,
+    ) -> Result<Import<R>, StoreError> {
         self.check()?;
         self.shared.obey(args.term)?;
         let fits = (1..=MEMBERS_MAX).contains(&args.members.len())
@@ -269,7 +290,7 @@ impl<R: Runtime> Inner<R> {
         if !fits {
             return Err(StoreError::BadRange);
         }
-        if let Some(chunk) = self.state.borrow().chunks.get(&args.chunk) {
+        if let Some(chunk) = self.state.borrow().chunks.get(&args.chunk).filter(|_| replaces.is_none()) {
             return Err(StoreError::ChunkExists(chunk.replica.hdr.epoch));
         }
         if self.shared.disk().state != DiskState::Normal {
@@ -292,6 +313,7 @@ impl<R: Runtime> Inner<R> {
                     file,
                     users,
                     arrived,
+                    replaces,
                     writes: Tally::default(),
                     finishing: Mutex::default(),
                 });
@@ -342,8 +364,11 @@ impl<R: Runtime> Inner<R> {
     /// The step that installs; `None` when an equal copy was first.
     fn install(self: &Rc<Self>, import: &Import<R>, hdr: Hdr) -> Result<Option<Event>, StoreError> {
         let args = &import.args;
-        if self.has_copy(args)? {
+        if import.is_here()? {
             return Ok(None);
+        }
+        if let Some(authority) = import.replaces {
+            self.free_old(args, authority)?;
         }
         let mut state = self.state.borrow_mut();
         let state = &mut *state;

@@ -198,7 +198,12 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// The step that frees; `None` for a chunk that is not here.
-    fn free_now(self: &Rc<Self>, term: Term, handle: ChunkHandle, authority: u64) -> Result<Option<Event>, StoreError> {
+    pub(super) fn free_now(
+        self: &Rc<Self>,
+        term: Term,
+        handle: ChunkHandle,
+        authority: u64,
+    ) -> Result<Option<Event>, StoreError> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let Some(chunk) = state.chunks.get(&handle) else {

@@ -8,7 +8,7 @@
 //! pure    layout  page  header  record  batch     the bytes
 //!         replica  dedup  crcs  image  fold  log  what they mean, and what is decided
 //!         blocks  ahead  reads                    what is kept in memory, what is read before it is asked for
-//! drivers append  overwrite  repair  reopen  import  clone  read  many  seal  life   one operation each
+//! drivers append  overwrite  repair  reopen  import  replace  clone  read  many  seal  life   one operation each
 //!         load  slots  zero_ahead  commit  checkpoint  recover  walk  format  open  scrub  disk
 //! tools   check  inspect  rebuild                what an operator looks at a disk with
 //! ```
@@ -55,6 +55,7 @@ mod record;
 mod recover;
 mod reopen;
 mod repair;
+mod replace;
 mod replica;
 mod scrub;
 mod seal;

@@ -506,7 +506,7 @@ fn touched<R: Runtime>(
 }
 
 /// Blocks of the durable content that have a place: all but a partial one that is still in memory.
-fn in_place<R: Runtime>(chunk: &Chunk<R>) -> u32 {
+pub(super) fn in_place<R: Runtime>(chunk: &Chunk<R>) -> u32 {
     if chunk.durable.tail.is_empty() { chunk.durable.len.div_ceil(BLOCK) } else { chunk.durable.len / BLOCK }
 }
 

@@ -40,8 +40,9 @@ fn may_send(role: Role, message: u16) -> bool {
     match message {
         tag::READ | tag::VERSION | tag::DIGEST | tag::TABLE => true,
         tag::APPEND | tag::CLOSE => role == Role::Client,
-        tag::FWD | tag::COMMIT | tag::FETCH => role == Role::Member,
+        tag::FWD | tag::COMMIT | tag::FETCH | tag::CRCS => role == Role::Member,
         tag::CREATE | tag::PREPARE | tag::SEAL | tag::CONFIRM | tag::CONDEMN | tag::FREE => role == Role::Master,
+        tag::CLONE => role == Role::Master,
         _ => false,
     }
 }
@@ -154,6 +155,8 @@ impl<R: Runtime> Connection<R> {
             tag::CONFIRM => answer!(self, frame, |shard, request| shard.confirm(&request).await),
             tag::CONDEMN => answer!(self, frame, |shard, request| shard.condemn(request).await),
             tag::FREE => answer!(self, frame, |shard, request| shard.free(request).await),
+            tag::CLONE => answer!(self, frame, |shard, request| shard.clone_chunk(request).await),
+            tag::CRCS => answer!(self, frame, |shard, request| shard.crcs(request).await),
             other => return Err(frame.malformed(Malformed::Tag(other))),
         }
         Ok(())
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn only_the_master_commands_and_only_members_forward() {
-        for command in [tag::CREATE, tag::PREPARE, tag::SEAL, tag::CONFIRM, tag::CONDEMN, tag::FREE] {
+        for command in [tag::CREATE, tag::PREPARE, tag::SEAL, tag::CONFIRM, tag::CONDEMN, tag::FREE, tag::CLONE] {
             assert!(may_send(Role::Master, command));
             assert!(!may_send(Role::Client, command) && !may_send(Role::Member, command), "{command}");
         }

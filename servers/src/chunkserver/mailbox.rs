@@ -107,6 +107,14 @@ pub(crate) struct Served {
     pub(crate) repair_failures: u64,
     /// Bytes copied from other members at a seal.
     pub(crate) filled_bytes: u64,
+    /// Whole replicas made from other members.
+    pub(crate) clones: u64,
+    /// Bytes fetched for them.
+    pub(crate) clone_bytes: u64,
+    /// Bytes of them that an older copy here had.
+    pub(crate) clone_kept_bytes: u64,
+    /// Tries with one source that failed.
+    pub(crate) clone_failures: u64,
     /// Reports to the master.
     pub(crate) reports: u64,
 }

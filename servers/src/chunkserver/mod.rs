@@ -17,6 +17,7 @@ mod budget;
 #[allow(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 mod campaign;
 mod chain;
+mod clone;
 mod config;
 mod connection;
 mod desk;
@@ -43,6 +44,8 @@ mod seal;
 mod shard;
 mod status;
 mod stores;
+mod stores_clone;
+mod throttle;
 
 use std::net::SocketAddr;
 use std::thread::JoinHandle;

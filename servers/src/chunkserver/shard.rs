@@ -96,6 +96,8 @@ pub(crate) struct Inner<R: Runtime> {
     calls: Semaphore,
     /// One fill at a time: it holds many buffers.
     pub(crate) filling: Semaphore,
+    /// One clone at a time: it is background work.
+    pub(crate) cloning: Semaphore,
 }
 
 impl<R: Runtime> Shard<R> {
@@ -127,6 +129,7 @@ impl<R: Runtime> Shard<R> {
             peers: RefCell::default(),
             calls: Semaphore::new(CALLS_MAX),
             filling: Semaphore::new(1),
+            cloning: Semaphore::new(1),
         }))
     }
 
@@ -173,6 +176,7 @@ impl<R: Runtime> Shard<R> {
         self.peers.borrow_mut().clear();
         self.calls.close();
         self.filling.close();
+        self.cloning.close();
         self.store.shutdown().await;
     }
 

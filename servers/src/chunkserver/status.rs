@@ -228,7 +228,7 @@ const GAUGES: [Row<ShardStatus>; 5] = [
     ("hercules_connections", "Connections served.", |it| it.connection_count),
 ];
 
-const SERVED: [Row<Served>; 15] = [
+const SERVED: [Row<Served>; 19] = [
     ("hercules_bad_blocks_found_total", "Bad blocks found by reads and scrub, each once.", |it| it.bad_found),
     ("hercules_bad_blocks_repaired_total", "Of those: replaced from another replica, and good in their place.", |it| {
         it.bad_repaired
@@ -245,6 +245,10 @@ const SERVED: [Row<Served>; 15] = [
     ("hercules_bad_payloads_total", "Payloads that did not match their checksums.", |it| it.bad_payloads),
     ("hercules_bad_block_reads_total", "Reads refused because a block fails its checksum.", |it| it.bad_blocks),
     ("hercules_filled_bytes_total", "Bytes copied from other members at a seal.", |it| it.filled_bytes),
+    ("hercules_clones_total", "Whole replicas made from other members.", |it| it.clones),
+    ("hercules_clone_bytes_total", "Bytes fetched for them.", |it| it.clone_bytes),
+    ("hercules_clone_kept_bytes_total", "Bytes of them that an older copy here had.", |it| it.clone_kept_bytes),
+    ("hercules_clone_failures_total", "Clones that one source could not give.", |it| it.clone_failures),
     ("hercules_reports_total", "Reports of trouble to the master.", |it| it.reports),
 ];
 

@@ -77,12 +77,17 @@ impl<R: Runtime> Stores<R> {
         self.homes.borrow().get(&chunk).copied()
     }
 
+    /// The chunk lives on this disk from now on; where it lived.
+    pub(super) fn set_home(&self, chunk: ChunkHandle, disk: usize) -> Option<usize> {
+        self.homes.borrow_mut().insert(chunk, disk)
+    }
+
     fn of(&self, chunk: ChunkHandle) -> Option<&Store<R>> {
         self.home(chunk).map(|home| &self.disks[home].store)
     }
 
     /// The store of a chunk, or why there is none.
-    fn at(&self, chunk: ChunkHandle) -> Result<&Store<R>, StoreError> {
+    pub(super) fn at(&self, chunk: ChunkHandle) -> Result<&Store<R>, StoreError> {
         self.of(chunk).ok_or_else(|| self.unknown())
     }
 
@@ -95,7 +100,7 @@ impl<R: Runtime> Stores<R> {
         }
     }
 
-    fn obey(&self, term: Term) -> Result<(), StoreError> {
+    pub(super) fn obey(&self, term: Term) -> Result<(), StoreError> {
         self.disks.iter().try_for_each(|on| on.store.obey(term))
     }
 
@@ -164,7 +169,7 @@ impl<R: Runtime> Stores<R> {
         }
     }
 
-    async fn choose(&self, chunk: ChunkHandle, tried: &BTreeSet<usize>) -> Result<usize, StoreError> {
+    pub(super) async fn choose(&self, chunk: ChunkHandle, tried: &BTreeSet<usize>) -> Result<usize, StoreError> {
         if self.disks.len() == 1 && tried.is_empty() {
             return Ok(0);
         }

@@ -13,6 +13,7 @@ use wire::hello::{Hello, HelloOk};
 use wire::locate::{Locate, LocateChunk};
 use wire::message::{Done, Malformed, tag};
 use wire::namespace::{CreateFile, Delete, List, Mkdir, Rename, Stat, Trash, Undelete};
+use wire::repairs::{Drain, Repairs, TuneRepairs};
 use wire::report::{Finished, Report};
 use wire::upload::{AbortUpload, BeginUpload, Publish, Splice};
 use wire::{Body, ClusterId, Fault, Kind, ServerId};
@@ -207,6 +208,9 @@ impl Master {
                 self.report(&Report::decode(fields)?);
                 done(Ok(()))
             }
+            tag::REPAIRS => seal_up(&self.repairs(Repairs::decode(fields)?).await, id),
+            tag::TUNE_REPAIRS => done(self.tune_repairs(TuneRepairs::decode(fields)?).await),
+            tag::DRAIN => done(self.drain(Drain::decode(fields)?).await),
             tag::CLUSTER => {
                 Cluster::decode(fields)?;
                 seal_up(&self.cluster_status().await, id)
@@ -236,7 +240,7 @@ fn sender_of(frame: &Frame) -> Option<(ServerId, u64)> {
 /// What a caller is told when its time is up: a change may have happened, a question may be repeated.
 fn late(asked: u16) -> Fault {
     match asked {
-        tag::STAT | tag::LOCATE | tag::LOCATE_CHUNK | tag::LIST | tag::TRASH | tag::CLUSTER => {
+        tag::STAT | tag::LOCATE | tag::LOCATE_CHUNK | tag::LIST | tag::TRASH | tag::CLUSTER | tag::REPAIRS => {
             Fault::new(Kind::Unavailable, "no answer in time: ask again")
         }
         _ => Fault::new(Kind::Unknown, "no answer in time, it may have happened: repeat the same request"),

@@ -188,6 +188,46 @@ pub enum Change {
         /// Key of the trash: the entry that deleted it.
         trash: Lsn,
     },
+    /// A replica of a sealed chunk does not count any more: the permission to condemn and free it.
+    DropReplica {
+        /// Which chunk.
+        chunk: ChunkHandle,
+        /// Whose replica.
+        server: ServerId,
+        /// Why.
+        why: Dropping,
+    },
+    /// A server is to be emptied, or not any more.
+    Drain {
+        /// Makes a retry the same request.
+        request: RequestId,
+        /// Which.
+        server: ServerId,
+        /// Emptied, or not.
+        drain: bool,
+    },
+    /// How fast repair may be. What is `None` stays.
+    Tune {
+        /// Makes a retry the same request.
+        request: RequestId,
+        /// Nothing is begun.
+        paused: Option<bool>,
+        /// Bytes per second of one server; zero: 30 % of its disk.
+        server_rate: Option<u64>,
+        /// Bytes per second of all together; zero: no limit.
+        cluster_rate: Option<u64>,
+    },
+}
+
+/// Why a replica does not count any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dropping {
+    /// There are enough others.
+    Surplus,
+    /// It has other content than was sealed.
+    Stale,
+    /// Its server is drained, and the others have it.
+    Drained,
 }
 
 /// What a chunkserver says about itself.
@@ -235,14 +275,16 @@ impl Entry {
     pub fn kind(&self) -> u8 {
         match self.change {
             Change::Term { .. } => 64,
-            Change::Register { .. } => 65,
+            Change::Register { .. } | Change::Drain { .. } => 65,
             Change::OpenChunk { .. } => 66,
             Change::SealStart { .. } => 67,
             Change::Sealed { .. } => 68,
             Change::Abandon { .. } => 69,
             Change::AddReplica { .. } => 71,
+            Change::DropReplica { .. } => 72,
             Change::Purge { .. } => 73,
             Change::Freed { .. } => 74,
+            Change::Tune { .. } => 77,
             Change::Found { .. } => 79,
             Change::Mkdir { .. } => 80,
             Change::Create { .. } => 81,
@@ -262,9 +304,10 @@ impl Entry {
         match self.change {
             Change::OpenChunk { .. } => (ChunkHandle(self.next_chunk), Epoch(1)),
             Change::SealStart { chunk, epoch } | Change::Sealed { chunk, epoch, .. } => (chunk, epoch),
-            Change::Abandon { chunk } | Change::AddReplica { chunk, .. } | Change::Freed { chunk, .. } => {
-                (chunk, Epoch::default())
-            }
+            Change::Abandon { chunk }
+            | Change::AddReplica { chunk, .. }
+            | Change::DropReplica { chunk, .. }
+            | Change::Freed { chunk, .. } => (chunk, Epoch::default()),
             _ => (ChunkHandle::NONE, Epoch::default()),
         }
     }
@@ -282,7 +325,9 @@ impl Change {
         | Self::BeginUpload { request, .. }
         | Self::Publish { request, .. }
         | Self::Splice { request, .. }
-        | Self::AbortUpload { request, .. }) = self
+        | Self::AbortUpload { request, .. }
+        | Self::Drain { request, .. }
+        | Self::Tune { request, .. }) = self
         else {
             return None;
         };

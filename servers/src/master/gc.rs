@@ -13,7 +13,8 @@ use wire::{ChunkHandle, Fault, Kind, RequestId};
 
 use super::entry::{Change, Lsn};
 use super::peers::CallError;
-use super::shared::{Master, member};
+use super::repair;
+use super::shared::{Master, lock, member};
 use crate::clock;
 
 /// Entries of one kind per round: others need the log, too.
@@ -42,7 +43,7 @@ impl Master {
             if let Err(fault) = self.empty_trash().await {
                 warn!(%fault, "trash stays");
             }
-            self.bury_replicas().await;
+            Arc::clone(&self).bury_replicas().await;
         }
     }
 
@@ -67,16 +68,25 @@ impl Master {
         Ok(())
     }
 
-    async fn bury_replicas(&self) {
+    async fn bury_replicas(self: Arc<Self>) {
         let (now, now_ms) = (clock::now(), clock::unix_ms());
         let doomed: Vec<_> = self.core.look(|state| {
             let holds = state.tombs().filter(|(_, tomb)| tomb.from_ms <= now_ms);
             let replicas =
                 holds.flat_map(|(chunk, tomb)| tomb.servers.iter().map(move |server| (chunk, tomb, *server)));
-            let reachable = replicas.filter_map(|(chunk, tomb, server)| {
-                Some(Doomed { chunk, member: member(state, server)?, authority: tomb.authority })
-            });
             let soft = self.soft();
+            let servers = repair::servers(state, &soft, now);
+            // Of a chunk that lives: only while it is not missed.
+            let dropped = state.all_dropped().filter(|(chunk, _, dropped)| match state.chunk(*chunk) {
+                Some(row) => repair::view(state, &soft, *chunk, row, now)
+                    .is_some_and(|view| !repair::is_missed(&view, &servers, dropped.why)),
+                None => true,
+            });
+            let replicas = replicas.map(|(chunk, tomb, server)| (chunk, tomb.authority, server));
+            let replicas = replicas.chain(dropped.map(|(chunk, server, dropped)| (chunk, dropped.authority, server)));
+            let reachable = replicas.filter_map(|(chunk, authority, server)| {
+                Some(Doomed { chunk, member: member(state, server)?, authority })
+            });
             // Condemned and waiting: nothing to do for them in this round.
             let due = |doomed: &Doomed| {
                 let server = doomed.member.server;
@@ -86,30 +96,59 @@ impl Master {
             };
             reachable.filter(due).take(REPLICAS_MAX).collect()
         });
-        stream::iter(doomed).for_each_concurrent(CALLS_MAX, |doomed| self.bury(doomed)).await;
+        stream::iter(doomed).for_each_concurrent(CALLS_MAX, |doomed| Arc::clone(&self).bury(doomed)).await;
     }
 
-    async fn bury(&self, doomed: Doomed) {
+    async fn bury(self: Arc<Self>, doomed: Doomed) {
         let Doomed { chunk, member, authority } = doomed;
+        let key = (chunk, member.server);
+        // Nothing else may be under way there: a copy that comes in its place is not to be condemned.
+        if !lock(&self.joining).insert(key) {
+            return;
+        }
+        let is_allowed = self.core.look(|state| {
+            let tomb = state.tomb(chunk).filter(|tomb| tomb.servers.contains(&member.server));
+            let tomb = tomb.map(|tomb| tomb.authority);
+            tomb.or_else(|| state.dropped(chunk, member.server).map(|dropped| dropped.authority)) == Some(authority)
+        });
+        let is_settled = !is_allowed || self.bury_one(chunk, &member, authority).await;
+        if is_settled {
+            lock(&self.joining).remove(&key);
+        } else {
+            // The command may still arrive; after its deadline it is not obeyed any more.
+            let master = Arc::clone(&self);
+            self.spawn(async move {
+                tokio::time::sleep(CALL_TIMEOUT).await;
+                lock(&master.joining).remove(&key);
+            });
+        }
+    }
+
+    /// CONDEMN, or FREE when its time has come; `false` when the outcome is not known.
+    async fn bury_one(&self, chunk: ChunkHandle, member: &Member, authority: Lsn) -> bool {
         let key = (chunk, member.server);
         let condemned = self.soft().condemned.contains_key(&key);
         let term = self.term();
         let result = if condemned {
-            self.peers.call(&member, chunk, &Free { term, chunk, authority }, CALL_TIMEOUT).await
+            self.peers.call(member, chunk, &Free { term, chunk, authority }, CALL_TIMEOUT).await
         } else {
             let now_unix = clock::unix_ms() / 1000;
-            self.peers.call(&member, chunk, &Condemn { term, chunk, authority, now_unix }, CALL_TIMEOUT).await
+            self.peers.call(member, chunk, &Condemn { term, chunk, authority, now_unix }, CALL_TIMEOUT).await
         };
         match result {
             Ok(_) if !condemned => {
                 self.counters.condemned.add(1);
                 self.soft().condemned.insert(key, clock::now());
             }
-            Ok(_) => self.freed(chunk, &member).await,
+            Ok(_) => self.freed(chunk, member).await,
             // Never made there, or freed already and the answer was lost.
-            Err(CallError::Refused(fault)) if fault.kind == Kind::NotFound => self.freed(chunk, &member).await,
-            Err(error) => tracing::debug!(%chunk, server = %member.server, %error, "replica stays for now"),
+            Err(CallError::Refused(fault)) if fault.kind == Kind::NotFound => self.freed(chunk, member).await,
+            Err(error) => {
+                tracing::debug!(%chunk, server = %member.server, %error, "replica stays for now");
+                return matches!(error, CallError::Refused(_));
+            }
         }
+        true
     }
 
     async fn freed(&self, chunk: ChunkHandle, member: &Member) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use wire::member::{Member, ReplicaState};
 use wire::seal::{Confirm, Prepare, Seal};
-use wire::{ChunkHandle, Epoch, Fault, Seq, ServerId};
+use wire::{ChunkHandle, Epoch, Fault, Kind, Reason, Seq, ServerId};
 
 use super::entry::Change;
 use super::peers::CallError;
@@ -80,8 +80,14 @@ impl Master {
         let master = Arc::clone(self);
         self.spawn(async move {
             match master.bring_in_line(chunk, server).await {
-                Ok(()) => info!(%chunk, %server, "replica joined again"),
-                Err(error) => debug!(%chunk, %server, %error, "replica cannot join again"),
+                Ok(()) => {
+                    info!(%chunk, %server, "replica joined again");
+                    master.soft().repairs.stepped(chunk, server);
+                }
+                Err(error) => {
+                    debug!(%chunk, %server, %error, "replica cannot join again");
+                    master.soft().repairs.not_joined(chunk, server, is_for_good(&error));
+                }
             }
             lock(&master.joining).remove(&(chunk, server));
         });
@@ -99,7 +105,7 @@ impl Master {
             self.peers.call(&member, chunk, &seal, JOIN_TIMEOUT).await?;
             self.send_confirm(&member, chunk, row).await?;
         } else if (has.len, has.digest) != (len, digest) {
-            return Err(CallError::Unreachable("it is sealed with other content".into()));
+            return Err(CallError::Refused(Fault::refused(Reason::StaleEpoch, 0, "it is sealed with other content")));
         }
         self.core.submit(Change::AddReplica { chunk, server }).await.map(drop).map_err(CallError::Refused)
     }
@@ -140,10 +146,15 @@ impl Master {
                 self.counters.finished.add(1);
                 Ok(())
             }
-            Err(fault) if matches!(fault.kind, wire::Kind::Sealed | wire::Kind::StaleEpoch | wire::Kind::NotFound) => {
-                Ok(())
-            }
+            Err(fault) if matches!(fault.kind, Kind::Sealed | Kind::StaleEpoch | Kind::NotFound) => Ok(()),
             Err(fault) => Err(fault),
         }
     }
+}
+
+/// Asking again would not help: only a copy does.
+fn is_for_good(error: &CallError) -> bool {
+    let CallError::Refused(fault) = error else { return false };
+    let passes = matches!(fault.kind, Kind::Overloaded | Kind::Unavailable | Kind::Unknown | Kind::NoSpace);
+    fault.reason == Reason::TooFar || (!passes && fault.reason != Reason::OldTerm)
 }

@@ -24,7 +24,7 @@ impl Count {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -41,6 +41,8 @@ pub(super) struct Counters {
     pub(super) purges: Count,
     pub(super) condemned: Count,
     pub(super) freed: Count,
+    pub(super) joined: Count,
+    pub(super) dropped: Count,
     answers: Mutex<BTreeMap<(u16, Option<u16>), u64>>,
     latency: Mutex<Histogram>,
 }
@@ -174,6 +176,7 @@ impl Master {
         }
         self.render_log(&mut out);
         self.render_state(&mut out);
+        self.render_repairs(&mut out);
         out.finish()
     }
 
@@ -252,6 +255,9 @@ fn request_name(tag: u16) -> &'static str {
         tag::FINISHED => "finished",
         tag::REPORT => "report",
         tag::CLUSTER => "cluster",
+        tag::REPAIRS => "repairs",
+        tag::TUNE_REPAIRS => "tune_repairs",
+        tag::DRAIN => "drain",
         _ => "other",
     }
 }
@@ -262,6 +268,6 @@ fn result_name(kind: Option<u16>) -> String {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "for display: 53 bits are plenty")]
-fn float(value: u64) -> f64 {
+pub(super) fn float(value: u64) -> f64 {
     value as f64
 }

@@ -2,7 +2,8 @@
 //!
 //! [`state`] is the one state machine, [`core`] the line that applies, logs and answers. [`seal`],
 //! [`placement`] and [`liveness`] decide without I/O; their drivers are `sealing`, `opening` and
-//! `reports`. `connection` is the port, `files` and `locate` answer clients, `gc` frees what was deleted.
+//! `reports`. `connection` is the port, `files` and `locate` answer clients, `gc` frees what was deleted,
+//! `repair` keeps as many replicas as are wanted.
 
 mod connection;
 pub mod core;
@@ -18,6 +19,7 @@ mod opening;
 pub mod oplog;
 mod peers;
 pub mod placement;
+mod repair;
 mod reports;
 pub mod seal;
 mod sealing;
@@ -174,6 +176,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     master.spawn(Arc::clone(&master).accept(listener));
     master.spawn(Arc::clone(&master).watch());
     master.spawn(Arc::clone(&master).collect_garbage());
+    master.spawn(Arc::clone(&master).look_after_replicas());
     master.spawn(Arc::clone(&master).carry_out(effects));
     info!(%cluster, term = term.0, %address, "master is ready");
     let admin = admin_server.as_ref().map(AdminServer::address);

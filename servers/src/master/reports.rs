@@ -40,6 +40,8 @@ enum Verdict {
     Ahead,
     /// A holder is sealed with other content.
     Differs,
+    /// A replica of a sealed chunk that the log does not count; whether its content is the sealed one.
+    Stray(bool),
 }
 
 impl Master {
@@ -129,6 +131,7 @@ impl Master {
                 self.start_seal(chunk);
             }
             Verdict::Confirm => self.confirm(chunk, server),
+            Verdict::Stray(is_equal) => self.soft().repairs.stray(chunk, server, is_equal),
             Verdict::Orphan => {
                 info!(%chunk, %server, "unknown chunk is kept there");
                 if let Some(heard) = self.soft().servers.get_mut(&server) {
@@ -180,6 +183,9 @@ impl Master {
         } else {
             warn!(%chunk, %epoch, ?trouble, %suspect, current, "reported");
         }
+        if !current {
+            self.soft().repairs.ask(*chunk, clock::now());
+        }
         if current {
             self.start_seal(*chunk);
         }
@@ -203,7 +209,7 @@ impl Master {
             let spread = soft.alive_for(WIDEN_AFTER, now);
             let widen_ms = clock::unix_ms().saturating_sub(u64::try_from(WIDEN_AFTER.as_millis()).unwrap_or(u64::MAX));
             let must_close = |(handle, chunk): &(ChunkHandle, &super::state::Chunk)| {
-                let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now));
+                let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now) || state.is_drained(*member));
                 let wanted = chunk.wanted as usize;
                 let narrow = chunk.members.len() < wanted && spread >= wanted && chunk.opened_ms < widen_ms;
                 let opening = *handle >= self.first_chunk && !soft.ready.contains(handle);
@@ -231,6 +237,7 @@ fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
             Some(_) => Verdict::Fine,
             None if report.chunk >= state.next_chunk() => Verdict::Ahead,
             None if report.state == ReplicaState::Condemned => Verdict::Fine,
+            None if state.dropped(report.chunk, server).is_some() => Verdict::Fine,
             None => Verdict::Orphan,
         };
     };
@@ -245,8 +252,19 @@ fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
             if (report.len, report.digest) == (len, digest) { Verdict::Fine } else { Verdict::Differs }
         }
         (Phase::Sealed { .. }, ReplicaState::Open | ReplicaState::Rwr) if holds => Verdict::Confirm,
+        (Phase::Sealed { .. }, ReplicaState::Condemned) => Verdict::Fine,
+        (Phase::Sealed { len, digest, .. }, _) if is_stray(state, row, server, report) => {
+            let is_sealed = report.state == ReplicaState::Sealed && !report.damaged;
+            Verdict::Stray(is_sealed && (report.len, report.digest) == (len, digest))
+        }
         _ => Verdict::Fine,
     }
+}
+
+/// Neither a holder, nor one that missed the seal, nor one that was dropped.
+fn is_stray(state: &State, row: &super::state::Chunk, server: ServerId, report: &ChunkReport) -> bool {
+    let known = row.members.contains(&server) || row.stale.contains(&server);
+    !known && state.dropped(report.chunk, server).is_none()
 }
 
 /// The id for a fresh disk: that of the same server when it crashed before it formatted, or a new one.

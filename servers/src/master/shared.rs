@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::member::Member;
@@ -40,6 +40,8 @@ pub(super) struct Master {
     pub(super) sealing: Mutex<HashSet<ChunkHandle>>,
     /// Replicas of sealed chunks that are being brought in line.
     pub(super) joining: Mutex<HashSet<(ChunkHandle, ServerId)>>,
+    /// A copy ended, or an operator changed something: the next one may begin.
+    pub(super) repair_work: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -61,6 +63,7 @@ impl Master {
             opening: Mutex::default(),
             sealing: Mutex::default(),
             joining: Mutex::default(),
+            repair_work: Notify::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }

@@ -10,6 +10,7 @@ use wire::{ChunkHandle, ServerId};
 
 use super::liveness::Arrivals;
 use super::placement::Candidate;
+use super::repair::Repairs;
 use super::state::{Phase, State};
 use super::unfit::Unfit;
 
@@ -51,7 +52,9 @@ pub(super) struct Soft {
     pub(super) hints: HashMap<ChunkHandle, u32>,
     /// Replicas of sealed chunks that are of no use now.
     pub(super) unfit: Unfit,
-    /// When replicas under a tombstone were condemned.
+    /// Which chunks need another copy, or have one too many.
+    pub(super) repairs: Repairs,
+    /// When replicas under a tombstone, or that count no more, were condemned.
     pub(super) condemned: HashMap<(ChunkHandle, ServerId), Duration>,
     /// When a stale replica was last asked to join again.
     pub(super) rejoined: HashMap<(ChunkHandle, ServerId), Duration>,
@@ -72,6 +75,7 @@ impl Soft {
             ready: HashSet::new(),
             hints: HashMap::new(),
             unfit: Unfit::default(),
+            repairs: Repairs::default(),
             condemned: HashMap::new(),
             rejoined: HashMap::new(),
             safe_mode: true,
@@ -123,6 +127,7 @@ impl Soft {
     pub(super) fn candidates(&mut self, state: &State, now: Duration) -> Vec<Candidate> {
         let alive: Vec<ServerId> =
             self.servers.keys().copied().filter(|server| self.liveness(*server, now) == Liveness::Alive).collect();
+        let alive = alive.into_iter().filter(|server| !state.is_drained(*server));
         let mut candidates = vec![];
         for server in alive {
             let (Some(heard), Some(record)) = (self.servers.get_mut(&server), state.server(server)) else { continue };
@@ -134,6 +139,12 @@ impl Soft {
             }
         }
         candidates
+    }
+
+    /// Bytes free for new chunks, and taken by those there are.
+    pub(super) fn room(&self, server: ServerId) -> (u64, u64) {
+        let space = self.servers.get(&server).map(|heard| heard.space).unwrap_or_default();
+        (space.free.saturating_sub(FREE_MIN), space.used)
     }
 
     pub(super) fn placed(&mut self, members: &[ServerId], now: Duration) {
@@ -154,7 +165,10 @@ impl Soft {
 
     /// Ends safe mode once enough of the known servers have reported; `true` when it ends now.
     pub(super) fn leave_safe_mode(&mut self, state: &State, now: Duration) -> bool {
-        let formatted = state.servers().filter(|(_, record)| record.disk != [0; 16]);
+        // A drained one is not waited for: what it holds is elsewhere, or an operator knows that it is gone.
+        let waited_for =
+            |server: ServerId, record: &super::entry::ServerRecord| record.disk != [0; 16] && !state.is_drained(server);
+        let formatted = state.servers().filter(|(server, record)| waited_for(*server, record));
         let (mut known, mut reported) = (0, 0);
         for (server, _) in formatted {
             known += 1;

@@ -176,6 +176,21 @@ impl Cluster {
         self.client(index, chunk).await.call(&Digest { chunk, len: u32::MAX }).await.unwrap()
     }
 
+    /// As [`Cluster::digest`], of a chunk that may not be there.
+    pub(crate) async fn digest_or_none(&self, index: usize, chunk: ChunkHandle) -> Option<DigestOk> {
+        self.client(index, chunk).await.call(&Digest { chunk, len: u32::MAX }).await.ok()
+    }
+
+    /// Waits until so many bytes are durable there.
+    pub(crate) async fn wait_len(&self, index: usize, chunk: ChunkHandle, len: u32) {
+        let reached = async {
+            while self.digest(index, chunk).await.len < len {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(crate::peer::LIMIT, reached).await.expect("durable in time");
+    }
+
     /// GET of the admin port.
     pub(crate) async fn admin(&self, index: usize, path: &str) -> String {
         self.ask_admin(index, "GET", path).await

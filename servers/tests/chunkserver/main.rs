@@ -8,6 +8,7 @@
 )]
 
 mod append;
+mod clone;
 mod cluster;
 mod disks;
 mod hostile;

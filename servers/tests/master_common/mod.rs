@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use wire::chain::{Condemn, Create, Free};
+use wire::clone::{CloneChunk, Cloned};
 use wire::frame::{HEADER_LEN, Header};
 use wire::heartbeat::{ChunkReport, Heartbeat, HeartbeatOk, InventoryPage, Register, Registered, Space};
 use wire::hello::{Hello, HelloOk, Role};
@@ -161,6 +162,9 @@ pub struct FakeState {
     pub refuse_create: bool,
     pub condemned: Vec<(ChunkHandle, u64)>,
     pub freed: Vec<(ChunkHandle, u64)>,
+    /// Chunks it was asked to clone, with the authority to replace what it had.
+    pub cloned: Vec<(ChunkHandle, u64)>,
+    pub refuse_clone: bool,
     pub prepares: u64,
     pub terms: Vec<Term>,
 }
@@ -359,6 +363,11 @@ impl Fake {
                 state.freed.push((chunk, authority));
                 reply(&state.chunks.remove(&chunk).map(|_| Done).ok_or_else(unknown), id)
             }
+            tag::CLONE => {
+                let clone = CloneChunk::decode(fields).unwrap();
+                right(clone.chunk);
+                reply(&state.clone_chunk(&clone), id)
+            }
             other => panic!("the master does not send {other}"),
         }
     }
@@ -437,6 +446,44 @@ impl FakeState {
             replica.dedup.push(DedupEntry { id: op(seal.last_seq.0), chunk: seal.chunk, offset: 0, len: 10 });
         }
         Ok(SealOk { dedup: replica.dedup.clone() })
+    }
+
+    fn clone_chunk(&mut self, clone: &CloneChunk) -> Result<Cloned, Fault> {
+        assert!(clone.sources.iter().all(|source| source.server != self.id), "nobody clones from itself");
+        self.cloned.push((clone.chunk, clone.authority));
+        if self.refuse_clone {
+            return Err(Fault::refused(Reason::BadCrc, 0, "bad everywhere"));
+        }
+        let equal = Some((clone.len, clone.digest));
+        let old = self.chunks.get(&clone.chunk);
+        if old.is_some_and(|old| old.sealed == equal && old.state == ReplicaState::Sealed) {
+            return Ok(Cloned { fetched: 0, kept: clone.len });
+        }
+        if old.is_some() && clone.authority == 0 {
+            return Err(Fault::refused(Reason::ChunkExists, 0, "exists"));
+        }
+        let create = Create {
+            term: clone.term,
+            chunk: clone.chunk,
+            epoch: clone.epoch,
+            members: clone.sources.clone(),
+            my_position: 0,
+            prev: clone.prev,
+            file: clone.file,
+            dedup: vec![],
+        };
+        let replica = Replica {
+            state: ReplicaState::Sealed,
+            promised: clone.epoch,
+            last_seq: clone.last_seq.0,
+            committed_seq: clone.last_seq.0,
+            sealed: equal,
+            dedup: vec![],
+            filled_from: None,
+            create,
+        };
+        self.chunks.insert(clone.chunk, replica);
+        Ok(Cloned { fetched: clone.len, kept: 0 })
     }
 
     fn confirm(&mut self, confirm: Confirm) -> Result<Done, Fault> {

@@ -10,6 +10,7 @@ mod common;
 mod chain;
 mod data;
 mod names;
+mod repairs;
 mod servers;
 
 use common::Pins;
@@ -24,6 +25,11 @@ fn the_layouts_between_clients_and_chains_are_pinned() {
 #[test]
 fn the_messages_of_chains_and_seals_are_pinned() {
     chain::pin(&mut Pins::default());
+}
+
+#[test]
+fn the_messages_of_repair_are_pinned() {
+    repairs::pin(&mut Pins::default());
 }
 
 #[test]
@@ -45,6 +51,7 @@ fn every_tag_is_in_the_list_once_and_has_a_pinned_message() {
     chain::pin(&mut pins);
     servers::pin(&mut pins);
     names::pin(&mut pins);
+    repairs::pin(&mut pins);
     pins.tags.sort_unstable();
     pins.tags.dedup();
     assert_eq!(pins.tags, numbers);
@@ -67,11 +74,11 @@ fn numbers_of_errors_are_pinned() {
 
 const TAGS: &str = "1 FAULT, 2 HELLO, 3 HELLO_OK, 4 DONE, 16 APPEND, 17 APPEND_OK, 18 READ, 19 DATA, 20 FWD, 21 UP, 22 NAK, \
     23 COMMIT, 24 VERSION, 25 VERSION_OK, 26 CLOSE, 27 FETCH, 32 CREATE, 33 PREPARE, 34 PREPARE_OK, 35 \
-    DIGEST, 36 DIGEST_OK, 37 SEAL, 38 SEAL_OK, 39 CONFIRM, 40 TABLE, 42 CONDEMN, 43 FREE, 64 REGISTER, 65 \
+    DIGEST, 36 DIGEST_OK, 37 SEAL, 38 SEAL_OK, 39 CONFIRM, 40 TABLE, 42 CONDEMN, 43 FREE, 48 CLONE, 49 CLONE_OK, 50 CRCS, 51 CRCS_OK, 64 REGISTER, 65 \
     REGISTERED, 66 HEARTBEAT, 67 HEARTBEAT_OK, 68 REPORT, 69 FINISHED, 70 CLUSTER, 71 CLUSTER_OK, 72 \
     TABLE_OK, 80 LOCATE, 81 LOCATIONS, 82 MKDIR, 83 CREATE_FILE, 84 DELETE, 85 RENAME, 86 STAT, 87 ATTR, 88 \
     LIST, 89 LISTING, 90 UNDELETE, 91 BEGIN_UPLOAD, 92 UPLOAD, 93 PUBLISH, 94 SPLICE, 95 ABORT_UPLOAD, 96 \
-    LOCATE_CHUNK, 97 TRASH";
+    LOCATE_CHUNK, 97 TRASH, 112 REPAIRS, 113 REPAIRS_OK, 114 TUNE_REPAIRS, 115 DRAIN";
 
 const KINDS: &str = "1 NotFound, 2 Exists, 3 Invalid, 4 StaleEpoch, 5 NotPrimary, 6 Sealed, 7 NotCommitted, 8 Corrupt, 9 \
     Overloaded, 10 NoSpace, 11 Unavailable, 12 Unauthorized, 13 Unknown, 14 Conflict, 15 Precondition, 16 \

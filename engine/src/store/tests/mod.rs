@@ -16,6 +16,7 @@ mod overwrite;
 mod reads;
 mod reborn;
 mod repair;
+mod replace;
 mod rig;
 mod rot;
 mod rot_images;

@@ -100,27 +100,6 @@ impl State {
         Ok(Applied::new(Answer::Done, [Effect::Changed(file)]))
     }
 
-    pub(super) fn add_replica(&mut self, handle: ChunkHandle, server: ServerId) -> Result<Applied, Fault> {
-        let chunk = self.chunk(handle).ok_or_else(|| no_chunk(handle))?;
-        if !matches!(chunk.phase, Phase::Sealed { .. }) || chunk.members.contains(&server) {
-            return Err(Fault::new(Kind::Conflict, "only a sealed chunk gets one more holder, once"));
-        }
-        let mut chunk = chunk.clone();
-        chunk.stale.retain(|other| *other != server);
-        chunk.members.push(server);
-        self.put_chunk(handle, chunk);
-        Ok(Applied::new(Answer::Done, []))
-    }
-
-    pub(super) fn freed(&mut self, handle: ChunkHandle, server: ServerId) -> Result<Applied, Fault> {
-        let tomb = self.tombs.edit(&handle).ok_or_else(|| no_chunk(handle))?;
-        tomb.servers.retain(|other| *other != server);
-        if tomb.servers.is_empty() {
-            self.tombs.remove(&handle);
-        }
-        Ok(Applied::new(Answer::Done, []))
-    }
-
     /// Length, number of chunks and replicas wanted of a file that may be appended to.
     fn appendable(&self, file: InodeId) -> Result<(u64, u32, u32), Fault> {
         let Some(row) = self.inodes.get(&file).filter(|_| self.reachable(file)) else {

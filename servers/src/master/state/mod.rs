@@ -7,6 +7,7 @@
 mod chunks;
 mod names;
 mod query;
+mod replicas;
 mod requests;
 mod rows;
 mod table;
@@ -18,7 +19,9 @@ use wire::{ChunkHandle, ClusterId, Fault, InodeId, Kind, ServerId, Term};
 
 use super::entry::{Answer, Change, Effect, Entry, Lsn, ServerRecord};
 pub use query::{Listed, Place, TrashPage};
-pub use rows::{Chunk, Counters, Extent, Inode, Node, Pending, Phase, Remembered, Streams, Tomb, Trashed};
+pub use rows::{
+    Chunk, Counters, Drained, Dropped, Extent, Inode, Node, Pending, Phase, Remembered, Streams, Tomb, Trashed, Tuning,
+};
 pub use table::Row;
 use table::Table;
 
@@ -39,6 +42,9 @@ pub struct State {
     uploads: Table<InodeId, Pending>,
     requests: Table<([u8; 16], u64), Remembered>,
     streams: Table<InodeId, Streams>,
+    dropped: Table<(ChunkHandle, ServerId), Dropped>,
+    drained: Table<ServerId, Drained>,
+    tunings: Table<u64, Tuning>,
     derived: Derived,
 }
 
@@ -60,8 +66,22 @@ struct Derived {
 }
 
 /// A table of the state by name, for the checkpoint.
-pub const TABLES: [&str; 11] =
-    ["counters", "inode", "dirent", "extent", "chunk", "trash", "tombstone", "server", "upload", "request", "stream"];
+pub const TABLES: [&str; 14] = [
+    "counters",
+    "inode",
+    "dirent",
+    "extent",
+    "chunk",
+    "trash",
+    "tombstone",
+    "server",
+    "upload",
+    "request",
+    "stream",
+    "dropped",
+    "drained",
+    "tuning",
+];
 
 /// What applying an entry gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +163,9 @@ impl State {
             Change::Splice { .. } => self.splice(lsn, entry),
             Change::AbortUpload { inode, .. } => self.abort_upload(lsn, entry, *inode),
             Change::Purge { trash } => self.purge(lsn, entry, *trash),
+            Change::DropReplica { chunk, server, why } => self.drop_replica(lsn, entry, *chunk, *server, *why),
+            Change::Drain { server, drain, .. } => self.drain(entry, *server, *drain),
+            Change::Tune { .. } => Ok(self.tune(&entry.change)),
         }
     }
 
@@ -203,6 +226,9 @@ impl State {
             self.uploads.take_dirty(),
             self.requests.take_dirty(),
             self.streams.take_dirty(),
+            self.dropped.take_dirty(),
+            self.drained.take_dirty(),
+            self.tunings.take_dirty(),
         ]
     }
 
@@ -219,6 +245,9 @@ impl State {
             + self.uploads.dirty_count()
             + self.requests.dirty_count()
             + self.streams.dirty_count()
+            + self.dropped.dirty_count()
+            + self.drained.dirty_count()
+            + self.tunings.dirty_count()
     }
 
     /// All rows, by the tables of [`TABLES`]: two states are equal exactly when these are.
@@ -236,6 +265,9 @@ impl State {
             self.uploads.dump(),
             self.requests.dump(),
             self.streams.dump(),
+            self.dropped.dump(),
+            self.drained.dump(),
+            self.tunings.dump(),
         ]
     }
 
@@ -257,6 +289,9 @@ impl State {
             "upload" => self.uploads.load(key, value)?,
             "request" => self.requests.load(key, value)?,
             "stream" => self.streams.load(key, value)?,
+            "dropped" => self.dropped.load(key, value)?,
+            "drained" => self.drained.load(key, value)?,
+            "tuning" => self.tunings.load(key, value)?,
             _ => return Err(format!("no table is called {table}")),
         }
         Ok(())

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use wire::{ChunkHandle, ClusterId, DedupEntry, Epoch, InodeId, Seq, ServerId, Term, codec};
 
 use super::table::Row;
-use crate::master::entry::{Answer, Lsn};
+use crate::master::entry::{Answer, Dropping, Lsn};
 
 /// Numbers of the whole cluster. None of them ever falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +184,35 @@ pub struct Tomb {
     pub from_ms: u64,
     /// Servers that may still have a replica.
     pub servers: Vec<ServerId>,
+}
+
+/// A replica that does not count any more: the permission to condemn and free it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The entry that gave it.
+    pub authority: Lsn,
+    /// Why.
+    pub why: Dropping,
+    /// When, unix milliseconds.
+    pub at_ms: u64,
+}
+
+/// A server that is to be emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Since when, unix milliseconds.
+    pub since_ms: u64,
+}
+
+/// How fast repair may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Nothing is begun.
+    pub paused: bool,
+    /// Bytes per second of one server; zero: 30 % of what its disk can do.
+    pub server_rate: u64,
+    /// Bytes per second of all together; zero: no limit.
+    pub cluster_rate: u64,
 }
 
 /// An upload without a name.

@@ -133,6 +133,18 @@ impl Key for ServerId {
     }
 }
 
+/// A replica: a chunk on a server.
+impl Key for (ChunkHandle, ServerId) {
+    fn to_bytes(&self) -> Vec<u8> {
+        [&self.0.0.to_be_bytes()[..], &self.1.0.to_be_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (chunk, server) = bytes.split_first_chunk()?;
+        Some((ChunkHandle(u64::from_be_bytes(*chunk)), ServerId(u32::from_be_bytes(server.try_into().ok()?))))
+    }
+}
+
 /// A name in a directory.
 impl Key for (InodeId, String) {
     fn to_bytes(&self) -> Vec<u8> {
