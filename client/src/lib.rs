@@ -21,6 +21,7 @@ mod error;
 mod locations;
 mod master;
 mod namespace;
+mod overwrite;
 mod plan;
 mod pool;
 mod read;

@@ -18,6 +18,7 @@ mod opening;
 pub mod oplog;
 mod peers;
 pub mod placement;
+mod reopening;
 mod reports;
 pub mod seal;
 mod sealing;
