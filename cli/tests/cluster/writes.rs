@@ -17,7 +17,7 @@ async fn chunks(client: &Client, path: &NamePath) -> Vec<Location> {
 }
 
 async fn sealed_again(client: &Client, path: &NamePath) {
-    wait_for("all chunks to be sealed again", async || {
+    wait_for("all chunks to be sealed again", || async move {
         chunks(client, path).await.iter().all(|chunk| chunk.state == ChunkState::Sealed)
     })
     .await;
