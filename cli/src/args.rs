@@ -44,6 +44,7 @@ pub(crate) enum Command {
     Get(files::get::Get),
     Cat(files::cat::Cat),
     Append(files::append::Append),
+    Write(files::write::Write),
     Ls(files::ls::Ls),
     Stat(files::stat::Stat),
     Rm(files::rm::Rm),

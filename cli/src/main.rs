@@ -69,6 +69,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Get(command) => command.run().await,
             Command::Cat(command) => command.run().await,
             Command::Append(command) => command.run().await,
+            Command::Write(command) => command.run().await,
             Command::Ls(command) => command.run().await,
             Command::Stat(command) => command.run().await,
             Command::Rm(command) => command.run().await,

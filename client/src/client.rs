@@ -85,6 +85,12 @@ impl Inner {
         }
     }
 
+    /// Whether an answer of this epoch is older than one that was seen: a holder that was left out when
+    /// the chunk was re-opened does not know it.
+    pub(crate) fn is_outdated(&self, chunk: ChunkHandle, epoch: Epoch) -> bool {
+        lock(&self.seen).get(&chunk).is_some_and(|(seen, _)| epoch < *seen)
+    }
+
     /// The entry that a reader of this open chunk must see: read-your-writes, and never backwards.
     pub(crate) fn min_seq(&self, chunk: ChunkHandle, epoch: Epoch) -> Seq {
         let known = lock(&self.seen).get(&chunk).copied();

@@ -93,6 +93,9 @@ impl Waiter {
     }
 }
 
+/// Number of messages that have no answer; requests are numbered from 1.
+const NOTE: u64 = 0;
+
 #[derive(Debug)]
 struct Outgoing {
     request_id: u64,
@@ -176,8 +179,18 @@ impl Conn {
     /// One request and its answer, within `limit`, waiting for a turn included. Dropping the future
     /// gives the call up: what is not yet sent stays unsent.
     pub(crate) async fn call<R: Request>(&self, request: &R, limit: Duration) -> Outcome<(R::Reply, Bytes)> {
+        self.call_with(request, Bytes::new(), limit).await
+    }
+
+    /// As [`Conn::call`], with a payload.
+    pub(crate) async fn call_with<R: Request>(
+        &self,
+        request: &R,
+        payload: Bytes,
+        limit: Duration,
+    ) -> Outcome<(R::Reply, Bytes)> {
         let asked = now();
-        let reply = match timeout(limit, self.exchange(request, asked + limit)).await {
+        let reply = match timeout(limit, self.exchange(request, payload, asked + limit)).await {
             Ok(reply) => reply?,
             Err(_) => {
                 self.nothing_heard_since(asked);
@@ -187,16 +200,22 @@ impl Conn {
         Ok((reply.decode::<R>()?, reply.payload))
     }
 
-    async fn exchange<R: Request>(&self, request: &R, deadline: Instant) -> Outcome<Reply> {
+    async fn exchange<R: Request>(&self, request: &R, payload: Bytes, deadline: Instant) -> Outcome<Reply> {
         let _turn = self.shared.calls.acquire().await.map_err(|_| self.gone())?;
         let request_id = self.next_id();
         let (to, answer) = oneshot::channel();
         self.register(request_id, Waiter::Once(to))?;
         let _forget = Forget { shared: &self.shared, request_id };
-        let head = frame::head(request, request_id, millis(left(deadline)), 0);
-        let outgoing = Outgoing { request_id, frames: vec![Frame { head, payload: Bytes::new() }] };
+        let head = frame::head(request, request_id, millis(left(deadline)), payload.len());
+        let outgoing = Outgoing { request_id, frames: vec![Frame { head, payload }] };
         self.queue.send(outgoing).await.map_err(|_| self.gone())?;
         answer.await.unwrap_or_else(|_| Err(lost("the connection ended")))
+    }
+
+    /// Queues a message that has no answer; it is lost when the queue is full or the connection ends.
+    pub(crate) fn note<B: Body>(&self, body: &B) {
+        let frame = Frame { head: frame::head(body, NOTE, 0, 0), payload: Bytes::new() };
+        let _ = self.queue.try_send(Outgoing { request_id: NOTE, frames: vec![frame] });
     }
 
     /// A number for a message that will be given to [`Conn::submit`].
@@ -295,7 +314,8 @@ async fn write_loop(
     let mut pieces = Pieces::default();
     while queue.recv_many(&mut batch, BATCH).await > 0 {
         // Given up while it was queued: dropped before it costs anybody anything.
-        for outgoing in batch.drain(..).filter(|outgoing| shared.is_wanted(outgoing.request_id)) {
+        let is_wanted = |outgoing: &Outgoing| outgoing.request_id == NOTE || shared.is_wanted(outgoing.request_id);
+        for outgoing in batch.drain(..).filter(is_wanted) {
             for frame in outgoing.frames {
                 pieces.push(Bytes::from(frame.head));
                 pieces.push(frame.payload);

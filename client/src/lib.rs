@@ -22,6 +22,7 @@ mod locations;
 mod master;
 mod namespace;
 mod operate;
+mod overwrite;
 mod plan;
 mod pool;
 mod read;

@@ -78,9 +78,14 @@ impl FileMap {
     }
 }
 
-/// File offset after the last byte of a chunk; unknown, so without bound, until it is sealed.
+/// File offset after the last byte of a chunk; unknown, so without bound, until that is final.
 pub(crate) fn end_of(location: &Location) -> u64 {
-    if location.state == ChunkState::Sealed { location.start + u64::from(location.len) } else { u64::MAX }
+    if has_end(location.state) { location.start + u64::from(location.len) } else { u64::MAX }
+}
+
+/// Whether a chunk in this state has its final length.
+pub(crate) fn has_end(state: ChunkState) -> bool {
+    matches!(state, ChunkState::Sealed | ChunkState::Reopened)
 }
 
 /// Whether a page can be believed: it starts with the chunk that holds `offset`, and each chunk begins

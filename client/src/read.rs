@@ -285,6 +285,9 @@ async fn fetch_from(inner: &Inner, piece: &Piece, member: &Member, attempt: Dura
     let read = Read { chunk: location.chunk, epoch, offset: piece.offset, len: piece.len, min_seq };
     let (data, payload) = conn.call(&read, left(deadline)).await?;
     let bytes = verified(&read, &data, &payload)?;
+    if inner.is_outdated(location.chunk, data.epoch) {
+        return Err(Fault::new(Kind::NotCommitted, "this replica missed the newest writes"));
+    }
     if !sealed {
         inner.saw(location.chunk, data.epoch, data.committed_seq);
     }

@@ -13,7 +13,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wire::limits::PAYLOAD_LEN_MAX;
 use wire::locate::{Intent, Position};
-use wire::member::ChunkState;
 use wire::namespace::Attr;
 use wire::upload::{AbortUpload, BeginUpload, Precondition, Publish};
 use wire::{InodeId, Kind, NamePath};
@@ -21,6 +20,7 @@ use wire::{InodeId, Kind, NamePath};
 use crate::appender::{Appender, Cut, Hears, Progress};
 use crate::client::Inner;
 use crate::clock::now;
+use crate::locations::has_end;
 use crate::retry::pause;
 use crate::stream::Settings;
 use crate::{Client, Error};
@@ -300,7 +300,7 @@ pub(crate) async fn seal_tail(inner: &Arc<Inner>, file: InodeId) -> Result<(), E
 
 async fn is_tail_sealed(inner: &Inner, file: InodeId) -> Result<bool, Error> {
     let tail = inner.locate(file, Position::Tail, Intent::Read, 1).await?;
-    Ok(tail.items.iter().all(|location| location.state == ChunkState::Sealed))
+    Ok(tail.items.iter().all(|location| has_end(location.state)))
 }
 
 async fn wait_until_sealed(inner: &Inner, file: InodeId) -> Result<(), Error> {

@@ -1,83 +1,87 @@
-//! Writing at an offset: the touched chunks are written anew and take the place of the old ones in one
-//! step at the master.
+//! Writing at an offset: in place below the end, new chunks past it.
 
 use bytes::Bytes;
-use wire::limits::PAGE_ENTRIES_MAX;
-use wire::locate::{Intent, Position};
+use tokio::time::Instant;
 use wire::namespace::Attr;
 use wire::upload::Splice;
-use wire::{Kind, NamePath};
+use wire::{InodeId, Kind, NamePath};
 
 use crate::append::is_dir;
 use crate::clock::now;
-use crate::locations::{end_of, is_contiguous};
+use crate::overwrite::overwrite;
 use crate::retry::pause;
 use crate::upload::{Body, seal_tail};
 use crate::{Client, Error};
 
-/// The chunks that a write touches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Touched {
-    index: u32,
-    count: u32,
-    /// File offsets of their first byte and after their last.
-    start: u64,
-    end: u64,
-}
-
 impl Client {
     /// Writes at an offset at most the file's length; extends the file when it reaches past the end.
-    /// Returns the bytes written. Durable on every replica when this returns.
+    /// Returns the bytes written. Durable on every replica when this returns, and written once however
+    /// often it had to be sent.
     ///
-    /// It is atomic: a reader that looks the file up sees all of it or nothing, and bytes around it
-    /// stay as they are. One of two writers at the same time begins again with what the other left.
-    /// The price is that every touched chunk is read and written whole, up to 64 MiB for one byte, and
-    /// that an open last chunk is sealed first. Dropping the future leaves it written or not.
+    /// Bytes that exist are written in place: their chunks are re-opened for it, an open last chunk is
+    /// sealed first. What lies past the end becomes new chunks. A reader sees each mebibyte of a chunk as
+    /// it was before or after, and never the old one after the new one; of a longer write it may see a
+    /// part. Two writers at the same place: one after the other, in the same order on every replica.
+    /// Dropping the future leaves any number of its mebibytes written.
     ///
     /// # Errors
     ///
-    /// `Invalid` when the offset is past the end; `NotFound`; `Conflict` for a directory;
-    /// `Precondition` when others change the file all the time; `Unknown` at the deadline.
+    /// `Invalid` when the offset is past the end; `NotFound`; `Conflict` for a directory; `Precondition`
+    /// when others replace the file all the time; `Unknown` at the deadline. After any of them the
+    /// first mebibytes may be written.
     pub async fn write_at(&self, path: &NamePath, offset: u64, data: Bytes) -> Result<u64, Error> {
         let deadline = now() + self.inner.config.deadline;
+        if offset.checked_add(data.len() as u64).is_none() {
+            return Err(past_the_end(offset));
+        }
+        let mut done = 0;
         for tries in 0.. {
-            match self.write_once(path, offset, &data).await {
+            let rest = data.slice(done..);
+            match self.write_some(path, offset + done as u64, &rest, deadline).await {
+                Ok(written) if written == rest.len() => return Ok(data.len() as u64),
+                Ok(written) => done += written,
                 Err(error) if error.kind() == Kind::Precondition && now() < deadline => {
                     self.inner.counters.retries.add(1);
                     tokio::time::sleep(pause(tries, self.inner.noise.next())).await;
                 }
-                outcome => return outcome,
+                Err(error) => return Err(error),
             }
         }
         Err(Error::new(Kind::Precondition, "the file changes all the time"))
     }
 
-    async fn write_once(&self, path: &NamePath, offset: u64, data: &Bytes) -> Result<u64, Error> {
-        let len = data.len() as u64;
-        let mut attr = self.writable(path, offset).await?;
-        if len == 0 {
-            return Ok(0);
+    /// What lies below the end, or else what lies past it.
+    async fn write_some(&self, path: &NamePath, offset: u64, data: &Bytes, deadline: Instant) -> Result<usize, Error> {
+        let attr = self.writable(path, offset).await?;
+        let below = usize::try_from(attr.len - offset).map_or(data.len(), |below| below.min(data.len()));
+        if below > 0 {
+            overwrite(&self.inner, attr.inode, offset, &data.slice(..below), deadline).await?;
+            return Ok(below);
         }
+        if !data.is_empty() {
+            self.extend(path, offset, data, attr).await?;
+        }
+        Ok(data.len())
+    }
+
+    /// Adds chunks with these bytes at the end, where `offset` is.
+    async fn extend(&self, path: &NamePath, offset: u64, data: &Bytes, mut attr: Attr) -> Result<(), Error> {
         if attr.tail.is_some() {
             seal_tail(&self.inner, attr.inode).await?;
             attr = self.writable(path, offset).await?;
         }
-        if attr.tail.is_some() {
-            return Err(changed(path));
+        if attr.tail.is_some() || attr.len != offset {
+            return Err(Error::new(Kind::Precondition, changed_text(attr.inode)));
         }
-        let end = offset.checked_add(len).ok_or_else(|| past_the_end(offset))?;
-        let touched = self.touched(path, &attr, offset, end).await?;
         let mut body = Body::begin(&self.inner, "", String::new()).await?;
-        self.copy(&attr, touched.start..offset, &mut body).await?;
         body.write(data.clone()).await?;
-        self.copy(&attr, end.min(touched.end)..touched.end, &mut body).await?;
         let (upload, _) = body.complete().await?;
-        let (file, version, index, remove) = (attr.inode, attr.version, touched.index, touched.count);
+        let (file, version, index) = (attr.inode, attr.version, attr.chunks);
         let request = self.inner.request_id();
-        self.inner.change(&Splice { request, file, version, index, remove, upload }).await?;
+        self.inner.change(&Splice { request, file, version, index, remove: 0, upload }).await?;
         body.used_up();
         self.inner.locations.forget(file);
-        Ok(len)
+        Ok(())
     }
 
     async fn writable(&self, path: &NamePath, offset: u64) -> Result<Attr, Error> {
@@ -87,43 +91,12 @@ impl Client {
         }
         if offset > attr.len { Err(past_the_end(offset)) } else { Ok(attr) }
     }
-
-    /// Which chunks hold bytes of `offset .. end`, of exactly this version of the file.
-    async fn touched(&self, path: &NamePath, attr: &Attr, offset: u64, end: u64) -> Result<Touched, Error> {
-        if offset == attr.len {
-            return Ok(Touched { index: attr.chunks, count: 0, start: offset, end: offset });
-        }
-        let end = end.min(attr.len);
-        let mut touched: Option<Touched> = None;
-        while touched.is_none_or(|touched| touched.end < end) {
-            let at = touched.map_or(offset, |touched| touched.end);
-            let page = self.inner.locate(attr.inode, Position::Offset(at), Intent::Read, PAGE_ENTRIES_MAX).await?;
-            let stop = page.items.iter().position(|chunk| end_of(chunk) >= end);
-            let used = &page.items[..stop.map_or(page.items.len(), |last| last + 1)];
-            let (Some(first), Some(last)) = (used.first(), used.last()) else { return Err(changed(path)) };
-            if page.version != attr.version || !is_contiguous(&page, at) {
-                return Err(changed(path));
-            }
-            let begin = touched.unwrap_or(Touched { index: first.index, count: 0, start: first.start, end: 0 });
-            let count = last.index.checked_sub(begin.index).ok_or_else(|| changed(path))? + 1;
-            touched = Some(Touched { count, end: end_of(last), ..begin });
-        }
-        touched.ok_or_else(|| changed(path))
-    }
-
-    async fn copy(&self, attr: &Attr, range: std::ops::Range<u64>, body: &mut Body) -> Result<(), Error> {
-        let mut old = self.read(attr, range);
-        while let Some(bytes) = old.next().await {
-            body.write(bytes?).await?;
-        }
-        Ok(())
-    }
 }
 
 fn past_the_end(offset: u64) -> Error {
     Error::new(Kind::Invalid, format!("write offset [{offset}] cannot be greater than the file size"))
 }
 
-fn changed(path: &NamePath) -> Error {
-    Error::new(Kind::Precondition, format!("{path} was changed by someone else"))
+pub(crate) fn changed_text(file: InodeId) -> String {
+    format!("file {file} was changed by someone else")
 }

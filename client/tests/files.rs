@@ -319,9 +319,25 @@ async fn a_write_that_lost_a_race_begins_again() {
     let client = fake.client();
     put(&client, "/f", &noise(1, 1000), 1000).await.unwrap();
     fake.state().conflicts = 2;
-    client.write_at(&path("/f"), 1, noise(2, 5)).await.unwrap();
-    assert_eq!(read_all(&client, "/f", 1..6).await.unwrap(), noise(2, 5));
+    client.write_at(&path("/f"), 998, noise(2, 5)).await.unwrap();
+    assert_eq!(read_all(&client, "/f", 998..1003).await.unwrap(), noise(2, 5));
     assert_eq!(fake.state().conflicts, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_was_lost_is_asked_for_again_and_made_once() {
+    let fake = Fake::start(1).await;
+    let client = fake.client();
+    put(&client, "/f", &noise(1, 2 * MIB), MIB).await.unwrap();
+    {
+        let mut state = fake.state();
+        (state.faults[0].lose_answers, state.faults[0].busy) = (2, 1);
+    }
+    let data = noise(2, MIB);
+    client.write_at(&path("/f"), (MIB / 2) as u64, data.clone()).await.unwrap();
+    assert_eq!(read_all(&client, "/f", (MIB / 2) as u64..(MIB + MIB / 2) as u64).await.unwrap(), data);
+    let state = fake.state();
+    assert_eq!((state.overwrites, state.repeats, state.closed > 0), (2, 2, true), "two mebibytes of the chunk");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! CREATE: the master makes a chain, one message to each member.
+//! CREATE and REOPEN: the master makes a chain, one message to each member.
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,37 @@ impl Message for Create {
 }
 
 impl Request for Create {
+    type Reply = Done;
+}
+
+/// Opens a sealed replica again, for overwrites below its end: entries count from 1 under the new epoch;
+/// content, length and dedup table stay. The answer [`Done`] means the record is durable; the same again
+/// is answered the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reopen {
+    /// The master's term.
+    pub term: Term,
+    /// Which chunk.
+    pub chunk: ChunkHandle,
+    /// The epoch that begins.
+    pub epoch: Epoch,
+    /// The chain in order, head first; at most [`crate::limits::MEMBERS_MAX`].
+    #[serde(deserialize_with = "crate::bounds::chain")]
+    pub members: Vec<Member>,
+    /// Which of them the receiver is.
+    pub my_position: u8,
+    /// The sealed length.
+    #[serde(deserialize_with = "crate::bounds::chunk_len")]
+    pub len: u32,
+    /// The sealed digest.
+    pub digest: [u8; 16],
+}
+
+impl Message for Reopen {
+    const TAG: u16 = tag::REOPEN;
+}
+
+impl Request for Reopen {
     type Reply = Done;
 }
 

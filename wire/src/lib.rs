@@ -35,6 +35,7 @@ pub mod repairs;
 pub mod report;
 pub mod seal;
 pub mod upload;
+pub mod write;
 
 pub use error::{Fault, Kind, Reason};
 pub use ids::{ChunkHandle, ClusterId, Epoch, InodeId, RequestId, Seq, ServerId, StreamId, Term};

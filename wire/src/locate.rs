@@ -24,6 +24,9 @@ pub enum Intent {
     Read,
     /// Append. May open a chunk, and waits while the tail is being sealed.
     Append,
+    /// Write below the end of a chunk, at [`Position::Offset`]. Seals a chunk that takes appends, and
+    /// re-opens a sealed one; waits for that.
+    Write,
 }
 
 /// Asks for locations in one file.
@@ -35,7 +38,7 @@ pub struct Locate {
     pub at: Position,
     /// What for.
     pub intent: Intent,
-    /// At most this many, 1 to [`crate::limits::PAGE_ENTRIES_MAX`]; one with [`Intent::Append`].
+    /// At most this many, 1 to [`crate::limits::PAGE_ENTRIES_MAX`]; one with [`Intent::Append`] and [`Intent::Write`].
     pub count: u32,
 }
 
@@ -61,10 +64,10 @@ pub struct Location {
     pub state: ChunkState,
     /// Its epoch.
     pub epoch: Epoch,
-    /// Final length, when sealed; else the last length reported, for display only.
+    /// Final length, when sealed or re-opened; else the last length reported, for display only.
     #[serde(deserialize_with = "crate::bounds::chunk_len")]
     pub len: u32,
-    /// Open: the chain in order, head first. Sealed: the holders, living ones first.
+    /// Open or re-opened: the chain in order, head first. Sealed: the holders, living ones first.
     pub members: Vec<Member>,
     /// How long the caller may use this, milliseconds.
     pub expire_ms: u32,

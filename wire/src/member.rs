@@ -37,6 +37,8 @@ pub enum ChunkState {
     Open,
     /// Being sealed; wait.
     Sealing,
-    /// Fixed for ever.
+    /// Fixed, until somebody writes into it.
     Sealed,
+    /// Takes overwrites below its end; its length is final.
+    Reopened,
 }

@@ -35,6 +35,7 @@ pub mod tag {
         VERSION_OK = 25,
         CLOSE = 26,
         FETCH = 27,
+        WRITE = 28,
 
         CREATE = 32,
         PREPARE = 33,
@@ -45,6 +46,7 @@ pub mod tag {
         SEAL_OK = 38,
         CONFIRM = 39,
         TABLE = 40,
+        REOPEN = 41,
         CONDEMN = 42,
         FREE = 43,
 

@@ -22,6 +22,7 @@ use wire::message::Malformed;
 use wire::namespace::Listing;
 use wire::read::{Data, Read, Version, VersionOk};
 use wire::seal::Confirm;
+use wire::write::Write;
 use wire::{
     Body, ChunkHandle, ClusterId, DedupEntry, Epoch, Fault, InodeId, Kind, OpId, Seq, ServerId, StreamId, Term,
 };
@@ -29,6 +30,20 @@ use wire::{
 const CHUNK: ChunkHandle = ChunkHandle(1);
 const EPOCH: Epoch = Epoch(1);
 const MIB: u32 = PAYLOAD_LEN_MAX;
+
+#[test]
+fn a_positional_write_lies_in_its_chunk_and_in_one_frame() {
+    taken(write());
+    taken(Write { len: MIB, offset: CHUNK_SIZE - MIB, crcs: vec![0; 256], ..write() });
+    refused("len", Write { len: MIB, offset: CHUNK_SIZE - MIB + 1, crcs: vec![0; 256], ..write() });
+    refused("len", Write { len: MIB + 1, crcs: vec![0; 257], ..write() });
+    refused("len", Write { len: 0, crcs: vec![], ..write() });
+    refused("crcs", Write { len: 4097, ..write() });
+    refused("op", Write { first_unacked: 3, ..write() });
+    refused("op", Write { first_unacked: 0, ..write() });
+    refused("op", Write { id: OpId { op: 0, ..write().id }, first_unacked: 0, ..write() });
+    reserved::<Write>(&write().encode(), 52);
+}
 
 #[test]
 fn an_append_has_the_parts_and_checksums_of_its_length() {
@@ -195,6 +210,11 @@ fn reserved<B: Body>(valid: &[u8], at: usize) {
 
 fn survives<B: Body>(body: &B) -> bool {
     B::decode(&body.encode()).is_ok()
+}
+
+fn write() -> Write {
+    let id = OpId { stream: StreamId([7; 16]), op: 2 };
+    Write { chunk: CHUNK, epoch: EPOCH, offset: 9, id, first_unacked: 2, len: 5, crcs: vec![0] }
 }
 
 fn append() -> Append {

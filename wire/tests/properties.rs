@@ -20,6 +20,7 @@ use wire::frame::{self, Header};
 use wire::limits::{APPEND_LEN_MAX, BLOCK_SIZE, CHUNK_SIZE, CONTROL_LEN_MAX, PAYLOAD_LEN_MAX};
 use wire::message::tag;
 use wire::read::{Data, Read, Version, VersionOk};
+use wire::write::Write;
 use wire::{Body, ChunkHandle, Epoch, Message, NamePath, OpId, Seq, StreamId};
 
 /// One use of a macro per control message.
@@ -29,6 +30,7 @@ macro_rules! for_every_control_message {
         $check::<wire::hello::HelloOk>($($argument),*)?;
         $check::<wire::message::Done>($($argument),*)?;
         $check::<wire::chain::Create>($($argument),*)?;
+        $check::<wire::chain::Reopen>($($argument),*)?;
         $check::<wire::chain::Table>($($argument),*)?;
         $check::<wire::chain::TableOk>($($argument),*)?;
         $check::<wire::chain::Condemn>($($argument),*)?;
@@ -97,7 +99,7 @@ fn collect_tag<M: Message>(tags: &RefCell<Vec<u16>>) -> Result<(), TestCaseError
 }
 
 /// Messages with a layout of their own, each named in the properties below.
-const LAYOUTS: [u16; 13] = [
+const LAYOUTS: [u16; 14] = [
     tag::FAULT,
     tag::APPEND,
     tag::APPEND_OK,
@@ -111,6 +113,7 @@ const LAYOUTS: [u16; 13] = [
     tag::VERSION_OK,
     tag::CLOSE,
     tag::FETCH,
+    tag::WRITE,
 ];
 
 proptest! {
@@ -122,6 +125,14 @@ proptest! {
     #[test]
     fn any_append_comes_back_as_it_was(append in appends()) {
         comes_back(&append)?;
+    }
+
+    #[test]
+    fn any_positional_write_comes_back_as_it_was(append in appends(), offset in 0..=CHUNK_SIZE - PAYLOAD_LEN_MAX) {
+        let len = append.op_len.clamp(1, PAYLOAD_LEN_MAX);
+        let crcs = (0..).take(block_count(len as usize)).collect();
+        let Append { chunk, epoch, id, first_unacked, .. } = append;
+        comes_back(&Write { chunk, epoch, offset, id, first_unacked, len, crcs })?;
     }
 
     #[test]

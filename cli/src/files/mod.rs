@@ -12,6 +12,7 @@ pub(crate) mod rm;
 pub(crate) mod stat;
 pub(crate) mod undelete;
 mod view;
+pub(crate) mod write;
 
 use std::path::Path;
 

@@ -123,6 +123,7 @@ async fn chunk(client: &Client, location: Location) -> Chunk {
             ChunkState::Open => "open",
             ChunkState::Sealing => "sealing",
             ChunkState::Sealed => "sealed",
+            ChunkState::Reopened => "reopened",
         },
         start: location.start,
         length: length(&location, &replicas),
@@ -157,7 +158,11 @@ fn length(location: &Location, replicas: &[Replica]) -> u32 {
         Answer::Has { length, .. } => Some(length),
         Answer::Failed { .. } => None,
     });
-    if location.state == ChunkState::Sealed { location.len } else { reported.min().unwrap_or(location.len) }
+    if matches!(location.state, ChunkState::Sealed | ChunkState::Reopened) {
+        location.len
+    } else {
+        reported.min().unwrap_or(location.len)
+    }
 }
 
 fn replica_state(state: ReplicaState) -> &'static str {

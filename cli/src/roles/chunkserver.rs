@@ -62,6 +62,9 @@ pub(crate) struct Chunkserver {
     /// Log area of each shard's journal, when the folder is new [default: 512M divided by the shards]
     #[arg(long, env = "HERCULES_JOURNAL", value_parser = size::parse, value_name = "SIZE")]
     journal: Option<u64>,
+    /// Seconds without work after which a chunk is sealed: appends go on in a new one, writes re-open it
+    #[arg(long, env = "HERCULES_IDLE_SEAL", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=3600), value_name = "SECONDS")]
+    idle_seal: u32,
     /// Days in which everything on the disks is read and verified once; 0 is only when asked for
     #[arg(long, env = "HERCULES_SCRUB_DAYS", default_value = "14", value_parser = clap::value_parser!(u32).range(0..=3650), value_name = "DAYS")]
     scrub_days: u32,
@@ -130,6 +133,7 @@ impl Chunkserver {
             read_ahead_max: self.read_ahead,
             pin: self.pin,
             ring_bytes: self.journal,
+            idle_seal: Duration::from_secs(u64::from(self.idle_seal)),
             scrub_every: Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600),
         };
         let Some(running) = self.lifecycle.start(&mut stop, chunkserver::start(config)).await? else { return Ok(()) };

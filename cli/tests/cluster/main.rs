@@ -19,3 +19,4 @@ mod regressions;
 mod repair;
 mod rig;
 mod rot;
+mod writes;

@@ -25,11 +25,20 @@ pub struct Plan {
     pub dead_after: Duration,
     /// Chunkservers scrub by themselves; on a disk with little on it that begins and ends at once.
     pub scrub: bool,
+    /// Seconds without work after which a chunk is sealed, when not those of the server.
+    pub idle_seal: Option<u32>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { chunkservers: 3, shards: 1, gateway: true, dead_after: Duration::from_secs(3), scrub: true }
+        Self {
+            chunkservers: 3,
+            shards: 1,
+            gateway: true,
+            dead_after: Duration::from_secs(3),
+            scrub: true,
+            idle_seal: None,
+        }
     }
 }
 
@@ -143,6 +152,7 @@ impl Cluster {
             .map(|n| {
                 let mut extra = vec![to_master.clone(), format!("--shards={}", plan.shards), "--memory=96M".into()];
                 extra.extend((!plan.scrub).then(|| "--scrub-days=0".to_owned()));
+                extra.extend(plan.idle_seal.map(|seconds| format!("--idle-seal={seconds}")));
                 Server::new(dir.path(), &format!("chunkserver{n}"), "chunkserver", &extra)
             })
             .collect();

@@ -148,6 +148,16 @@ impl State {
         if !self.files.contains_key(&locate.file) {
             return Err(fault(Kind::NotFound, "no such file"));
         }
+        if locate.intent == Intent::Write {
+            let Position::Offset(offset) = locate.at else { panic!("a write is at an offset") };
+            let holds = |it: &Location| it.start <= offset && (it.len == 0 || offset < it.start + u64::from(it.len));
+            let found = self.page(locate.file, holds, 1).items.into_iter().next();
+            let Some(found) = found else { return Err(fault(Kind::Invalid, "past the end")) };
+            self.seal(found.chunk);
+            let mut page = self.page(locate.file, |it| it.chunk == found.chunk, 1);
+            page.items.iter_mut().for_each(|it| it.state = ChunkState::Reopened);
+            return Ok(page);
+        }
         let last = self.files[&locate.file].chunks.last().copied();
         if locate.intent == Intent::Append && last.is_none_or(|last| self.chunks[&last].sealed) {
             self.open(locate.file)?;

@@ -101,6 +101,10 @@ pub(crate) struct State {
     pub(crate) conflicts: u32,
     /// Where reads were answered, by server.
     pub(crate) reads: Vec<u64>,
+    /// Positional writes that were made, asked for again, and streams that were closed.
+    pub(crate) overwrites: u64,
+    pub(crate) repeats: u64,
+    pub(crate) closed: u64,
     pub(crate) violations: Vec<String>,
 }
 

@@ -7,6 +7,7 @@ use wire::append::{Append, Appended, LAST};
 use wire::limits::{BLOCK_SIZE, CHUNK_SIZE};
 use wire::message::tag;
 use wire::read::{Data, Read, Version, VersionOk};
+use wire::write::Write;
 use wire::{Body, ChunkHandle, Epoch, Fault, Reason, Seq, checksum};
 
 use super::{Answer, Chunk, Fake, Incoming, SHARDS, State, answer, greet, receive, send};
@@ -114,6 +115,22 @@ impl State {
                 }
                 Some(Some(answer(outcome)))
             }
+            tag::WRITE => {
+                let write = Write::decode(&incoming.fields).unwrap();
+                self.check_shard(write.chunk, shard);
+                if !checksum::matches(&incoming.payload, &write.crcs) {
+                    self.violations.push(format!("bad checksums in {:?}", write.id));
+                }
+                let outcome = self.write(server, &write, &incoming.payload);
+                if outcome.is_ok() && used(&mut self.faults[server].lose_answers) {
+                    return None;
+                }
+                Some(Some(answer(outcome)))
+            }
+            tag::CLOSE => {
+                self.closed += 1;
+                Some(None)
+            }
             tag::READ => {
                 let read = Read::decode(&incoming.fields).unwrap();
                 self.check_shard(read.chunk, shard);
@@ -185,6 +202,30 @@ impl State {
             self.seal(append.chunk);
         }
         Ok(answer)
+    }
+
+    fn write(&mut self, server: usize, write: &Write, data: &[u8]) -> Result<Appended, Fault> {
+        let refuse = |reason, detail| Err(Fault::refused(reason, detail, format!("{reason:?}")));
+        let Some(chunk) = self.chunks.get_mut(&write.chunk) else { return refuse(Reason::UnknownChunk, 0) };
+        if !chunk.sealed || chunk.members[0] != server {
+            return refuse(Reason::NotPrimary, 0);
+        }
+        if let Some((handle, offset, len)) = chunk.table.get(&write.id).copied() {
+            self.repeats += 1;
+            return Ok(appended(chunk, handle, offset, len));
+        }
+        if used(&mut self.faults[server].busy) {
+            return refuse(Reason::Busy, 0);
+        }
+        let start = write.offset as usize;
+        if start + data.len() > chunk.bytes.len() {
+            return refuse(Reason::BadOffset, chunk.bytes.len() as u64);
+        }
+        chunk.bytes[start..start + data.len()].copy_from_slice(data);
+        chunk.seq += 1;
+        chunk.table.insert(write.id, (write.chunk, write.offset, write.len));
+        self.overwrites += 1;
+        Ok(appended(chunk, write.chunk, write.offset, write.len))
     }
 
     fn read(&mut self, server: usize, read: &Read) -> Answer {

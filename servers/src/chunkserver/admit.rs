@@ -21,6 +21,8 @@ pub(crate) struct Standing {
     pub(crate) position: u8,
     /// A FINAL was accepted, or is about to be.
     pub(crate) closing: bool,
+    /// Re-opened: its length is final, it takes overwrites and nothing else.
+    pub(crate) fixed: bool,
     /// Bytes accepted.
     pub(crate) len: u32,
     /// Final length, when sealed.
@@ -55,9 +57,11 @@ pub(crate) enum Table {
     Full,
 }
 
-/// An append as its head sees it.
+/// An operation as its head sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
+    /// Where it writes, chunk offset; `None` for an append.
+    pub(crate) at: Option<u32>,
     /// The chain the client knows.
     pub(crate) epoch: Epoch,
     /// Its number in its stream.
@@ -79,13 +83,15 @@ pub(crate) enum Admission {
     New,
     /// The operation does not fit: refuse, and end the log.
     Full,
+    /// The dedup table is full of streams that are over: refuse for now, and forget them.
+    Forget,
     /// Refuse; nothing was changed.
     Refuse(Reason, u64),
     /// Acknowledged operations are missing: refuse and tell the master.
     Lost,
 }
 
-/// Decides about one append (replication rules W3 and W4, section 6).
+/// Decides about one operation (replication rules W3 and W4, section 6).
 pub(crate) fn admit(standing: Option<&Standing>, asked: &Asked, known: &Known) -> Admission {
     let Some(standing) = standing else { return Admission::Refuse(Reason::UnknownChunk, 0) };
     if let Some(reason) = not_open(standing) {
@@ -110,6 +116,9 @@ pub(crate) fn admit(standing: Option<&Standing>, asked: &Asked, known: &Known) -
     if asked.op > known.newest + 1 {
         return Admission::Refuse(Reason::OutOfOrder, known.newest + 1);
     }
+    if let Some(refusal) = misplaced(standing, asked) {
+        return refusal;
+    }
     if standing.closing {
         return Admission::Refuse(Reason::ChunkFull, 0);
     }
@@ -118,16 +127,28 @@ pub(crate) fn admit(standing: Option<&Standing>, asked: &Asked, known: &Known) -
     }
     match known.table {
         Table::Room => {}
+        Table::Forgettable if standing.fixed => return Admission::Forget,
         Table::Forgettable => return Admission::Full,
         Table::Full => return Admission::Refuse(Reason::Busy, 0),
     }
-    if u64::from(standing.len) + u64::from(asked.op_len) > u64::from(CHUNK_SIZE) {
+    if !standing.fixed && u64::from(standing.len) + u64::from(asked.op_len) > u64::from(CHUNK_SIZE) {
         return Admission::Full;
     }
     if standing.window_len + u64::from(asked.op_len) > WINDOW_LEN_MAX {
         return Admission::Refuse(Reason::Busy, 0);
     }
     Admission::New
+}
+
+/// A chunk takes appends while its length may grow, and overwrites below its end once it is final.
+fn misplaced(standing: &Standing, asked: &Asked) -> Option<Admission> {
+    let len = u64::from(standing.len);
+    match asked.at {
+        None if standing.fixed => Some(Admission::Refuse(Reason::Sealed, len)),
+        None => None,
+        Some(at) if standing.fixed && u64::from(at) + u64::from(asked.op_len) <= len => None,
+        Some(_) => Some(Admission::Refuse(Reason::BadOffset, len)),
+    }
 }
 
 fn not_open(standing: &Standing) -> Option<Reason> {
@@ -189,12 +210,13 @@ mod tests {
         promised: Epoch(3),
         position: 0,
         closing: false,
+        fixed: false,
         len: 100,
         sealed_len: 0,
         next_seq: Seq(5),
         window_len: 0,
     };
-    const ASKED: Asked = Asked { epoch: Epoch(3), op: 8, first_unacked: 6, op_len: 10 };
+    const ASKED: Asked = Asked { at: None, epoch: Epoch(3), op: 8, first_unacked: 6, op_len: 10 };
     const UNKNOWN: Known = Known { entry: None, committed: false, newest: 7, table: Table::Room };
 
     fn entry() -> DedupEntry {
@@ -257,6 +279,28 @@ mod tests {
         assert_eq!(admit(Some(&nearly), &ASKED, &UNKNOWN), Admission::New);
         let full = Standing { len: CHUNK_SIZE - 9, ..OPEN };
         assert_eq!(admit(Some(&full), &ASKED, &UNKNOWN), Admission::Full);
+    }
+
+    #[test]
+    fn a_re_opened_chunk_takes_overwrites_below_its_end_and_nothing_else() {
+        let fixed = Standing { fixed: true, ..OPEN };
+        let write = |at| Asked { at: Some(at), ..ASKED };
+        assert_eq!(admit(Some(&fixed), &write(90), &UNKNOWN), Admission::New);
+        assert_eq!(admit(Some(&fixed), &write(91), &UNKNOWN), Admission::Refuse(Reason::BadOffset, 100));
+        assert_eq!(admit(Some(&fixed), &write(u32::MAX), &UNKNOWN), Admission::Refuse(Reason::BadOffset, 100));
+        assert_eq!(admit(Some(&fixed), &ASKED, &UNKNOWN), Admission::Refuse(Reason::Sealed, 100));
+        assert_eq!(admit(Some(&OPEN), &write(0), &UNKNOWN), Admission::Refuse(Reason::BadOffset, 100));
+        let full = Standing { len: CHUNK_SIZE, ..fixed };
+        assert_eq!(admit(Some(&full), &write(0), &UNKNOWN), Admission::New, "it does not grow");
+    }
+
+    #[test]
+    fn a_re_opened_chunk_forgets_streams_instead_of_ending() {
+        let fixed = Standing { fixed: true, ..OPEN };
+        let write = Asked { at: Some(0), ..ASKED };
+        let full = |table| Known { table, ..UNKNOWN };
+        assert_eq!(admit(Some(&fixed), &write, &full(Table::Forgettable)), Admission::Forget);
+        assert_eq!(admit(Some(&fixed), &write, &full(Table::Full)), Admission::Refuse(Reason::Busy, 0));
     }
 
     #[test]

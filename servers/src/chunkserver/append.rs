@@ -22,6 +22,24 @@ use super::outbox::Ticket;
 use super::replica::{Held, OpenOp};
 use super::shard::Shard;
 
+/// What the decision about an operation needs to know of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) chunk: ChunkHandle,
+    pub(crate) id: OpId,
+    pub(crate) asked: Asked,
+    /// Nothing follows in this chunk.
+    pub(crate) is_last: bool,
+}
+
+impl From<&Append> for Wanted {
+    fn from(append: &Append) -> Self {
+        let Append { chunk, epoch, id, first_unacked, op_len, .. } = *append;
+        let asked = Asked { at: None, epoch, op: id.op, first_unacked, op_len };
+        Self { chunk, id, asked, is_last: append.flags == LAST }
+    }
+}
+
 /// One operation on its way in.
 pub(crate) struct Operation<R: Runtime> {
     /// Its first part, as it was announced.
@@ -60,9 +78,9 @@ impl<R: Runtime> Operation<R> {
 }
 
 impl<R: Runtime> Shard<R> {
-    /// Decides about an append; answers it, or lets it wait for a commit, unless its bytes are
+    /// Decides about an operation; answers it, or lets it wait for a commit, unless its bytes are
     /// wanted: then the ticket comes back.
-    pub(crate) fn consider(&self, append: &Append, ticket: Ticket<R>) -> Option<Ticket<R>> {
+    pub(crate) fn consider(&self, wanted: &Wanted, ticket: Ticket<R>) -> Option<Ticket<R>> {
         let now = self.rt.now();
         if ticket.is_expired(now) {
             return None;
@@ -71,10 +89,9 @@ impl<R: Runtime> Shard<R> {
             ticket.refuse(Fault::new(Kind::Unavailable, "the server is stopping"));
             return None;
         }
-        let chunk = append.chunk;
-        let decision = self.decide(append, now);
-        let ends = append.flags == LAST;
-        if append.op_len == 0 {
+        let Wanted { chunk, id, asked, is_last: ends } = *wanted;
+        let decision = self.decide(wanted, now);
+        if asked.op_len == 0 {
             let closes = matches!(decision, Admission::New | Admission::Full | Admission::Refuse(Reason::ChunkFull, _));
             if closes {
                 self.finish(chunk, Some(ticket));
@@ -87,14 +104,14 @@ impl<R: Runtime> Shard<R> {
                 self.count(|served| served.repeats += 1);
                 let committed_seq = self.committed_of(chunk).filter(|_| entry.chunk == chunk).unwrap_or_default();
                 let (offset, len) = (entry.offset, entry.len);
-                ticket.answer(Ok(Appended { chunk: entry.chunk, offset, len, epoch: append.epoch, committed_seq }));
+                ticket.answer(Ok(Appended { chunk: entry.chunk, offset, len, epoch: asked.epoch, committed_seq }));
                 if ends {
                     self.finish(chunk, None);
                 }
             }
             Admission::Wait(_) => {
                 self.count(|served| served.repeats += 1);
-                self.wait_for(chunk, append.id, ticket);
+                self.wait_for(chunk, id, ticket);
                 if ends {
                     self.finish(chunk, None);
                 }
@@ -103,13 +120,17 @@ impl<R: Runtime> Shard<R> {
                 self.finish(chunk, None);
                 self.refuse(ticket, Reason::ChunkFull, 0);
             }
+            Admission::Forget => {
+                self.forget_soon(chunk);
+                self.refuse(ticket, Reason::Busy, 0);
+            }
             Admission::Refuse(Reason::UnknownChunk, _) if self.store.view(chunk).is_none() => {
                 self.count(|served| served.refusals += 1);
                 ticket.refuse(self.no_chunk());
             }
             Admission::Refuse(reason, detail) => self.refuse(ticket, reason, detail),
             Admission::Lost => {
-                tracing::error!(%chunk, stream = %append.id.stream, op = append.id.op, "acknowledged operations are missing");
+                tracing::error!(%chunk, stream = %id.stream, op = id.op, "acknowledged operations are missing");
                 self.report_chain(chunk, Trouble::LostOps, self.me.server);
                 self.refuse(ticket, Reason::LostOps, 0);
             }
@@ -117,24 +138,22 @@ impl<R: Runtime> Shard<R> {
         None
     }
 
-    fn decide(&self, append: &Append, now: Duration) -> Admission {
-        let chunk = append.chunk;
+    fn decide(&self, wanted: &Wanted, now: Duration) -> Admission {
+        let Wanted { chunk, id, asked, .. } = *wanted;
         let standing = self.standing(chunk);
-        let entry = self.store.dedup_entry(chunk, append.id);
+        let entry = self.store.dedup_entry(chunk, id);
         let mut known =
-            Known { entry, committed: true, newest: self.store.newest_op(chunk, append.id.stream), table: Table::Room };
+            Known { entry, committed: true, newest: self.store.newest_op(chunk, id.stream), table: Table::Room };
         if let Some(replica) = self.replicas.borrow_mut().get_mut(&chunk) {
-            known.committed = !replica.ops.iter().any(|op| op.id == Some(append.id));
+            known.committed = !replica.ops.iter().any(|op| op.id == Some(id));
             if replica.table_is_full(|| self.store.dedup(chunk)) {
                 known.table = if replica.can_forget(now) { Table::Forgettable } else { Table::Full };
             }
         }
-        let asked =
-            Asked { epoch: append.epoch, op: append.id.op, first_unacked: append.first_unacked, op_len: append.op_len };
         admit::admit(standing.as_ref(), &asked, &known)
     }
 
-    fn refuse(&self, ticket: Ticket<R>, reason: Reason, detail: u64) {
+    pub(super) fn refuse(&self, ticket: Ticket<R>, reason: Reason, detail: u64) {
         self.count(|served| served.refusals += 1);
         ticket.refuse(fault::refusal(reason, detail));
     }
@@ -152,7 +171,7 @@ impl<R: Runtime> Shard<R> {
     pub(crate) async fn admit(&self, op: Operation<R>, mut ticket: Ticket<R>) {
         let chunk = op.first.chunk;
         loop {
-            let Some(wanted) = self.consider(&op.first, ticket) else { return };
+            let Some(wanted) = self.consider(&Wanted::from(&op.first), ticket) else { return };
             ticket = wanted;
             let Some(view) = self.store.view(chunk) else { continue };
             let end = view.len + op.first.op_len;
@@ -166,7 +185,7 @@ impl<R: Runtime> Shard<R> {
         }
     }
 
-    fn refuse_for(&self, ticket: Ticket<R>, chunk: ChunkHandle, error: &StoreError) {
+    pub(super) fn refuse_for(&self, ticket: Ticket<R>, chunk: ChunkHandle, error: &StoreError) {
         self.count(|served| served.refusals += 1);
         ticket.refuse(fault::of_store(error));
         if matches!(error, StoreError::NoSpace | StoreError::Fenced(_)) {
@@ -205,7 +224,7 @@ impl<R: Runtime> Shard<R> {
                 Err(error) if next.part == 0 => return self.refuse_for(ticket, chunk, &error),
                 Err(error) => return self.torn(chunk, &error, ticket),
             }
-            self.forward(&forward_of(&next), Some(part.payload), permit.clone(), now);
+            self.forward(&forward_of(&next, EntryKind::Append), Some(part.payload), permit.clone(), now);
             next.seq = Seq(next.seq.0 + 1);
             next.offset += next.length;
             next.part += 1;
@@ -251,6 +270,10 @@ impl<R: Runtime> Shard<R> {
     }
 
     async fn send_final(&self, chunk: ChunkHandle, epoch: Epoch) {
+        if self.replicas.borrow().get(&chunk).is_some_and(|replica| replica.fixed) {
+            // Its table stays with it: what is over need not be remembered when it is opened again.
+            self.forget_streams(chunk).await;
+        }
         let Some(len) = self.store.view(chunk).map(|view| view.len) else { return };
         // Nothing can change the content meanwhile: the replica is closing.
         let digest = match self.store.digest(chunk, len).await {
@@ -309,11 +332,11 @@ impl<R: Runtime> Shard<R> {
     }
 }
 
-fn forward_of(entry: &Entry) -> Forward {
+pub(super) fn forward_of(entry: &Entry, kind: EntryKind) -> Forward {
     Forward {
         chunk: entry.chunk,
         epoch: entry.epoch,
-        kind: EntryKind::Append,
+        kind,
         seq: entry.seq,
         id: entry.id,
         first_unacked: entry.first_unacked,

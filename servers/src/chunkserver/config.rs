@@ -44,6 +44,8 @@ pub struct Config {
     pub ring_bytes: Option<u64>,
     /// Everything on the disks is read and verified once in this time; zero: only when asked for.
     pub scrub_every: Duration,
+    /// A head without work for so long seals its chunk.
+    pub idle_seal: Duration,
 }
 
 impl Config {
@@ -57,6 +59,8 @@ impl Config {
     /// Time for one scrub of everything unless said otherwise: 8 TB are 6.6 MB/s.
     pub const SCRUB_EVERY: Duration = Duration::from_secs(14 * 24 * 3600);
 
+    /// A head without work for so long seals its chunk, unless said otherwise.
+    pub const IDLE_SEAL: Duration = Duration::from_secs(60);
     /// Most disks of one server.
     pub const DISKS_MAX: usize = 64;
     /// Blocks that a shard keeps in memory unless said otherwise, bytes.
@@ -89,6 +93,7 @@ impl Config {
             pin: false,
             ring_bytes: None,
             scrub_every: Self::SCRUB_EVERY,
+            idle_seal: Self::IDLE_SEAL,
         }
     }
 

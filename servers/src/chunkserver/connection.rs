@@ -15,10 +15,11 @@ use wire::append::{Append, Close};
 use wire::forward::{Commit, EntryKind, Forward};
 use wire::hello::{Hello, Role};
 use wire::message::{Malformed, tag};
+use wire::write::Write;
 use wire::{ChunkHandle, Fault, Kind, OpId, Reason, checksum};
 
 use super::admit::Acceptance;
-use super::append::Operation;
+use super::append::{Operation, Wanted};
 use super::budget::Use;
 use super::fault;
 use super::forward;
@@ -39,9 +40,11 @@ const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 fn may_send(role: Role, message: u16) -> bool {
     match message {
         tag::READ | tag::VERSION | tag::DIGEST | tag::TABLE => true,
-        tag::APPEND | tag::CLOSE => role == Role::Client,
+        tag::APPEND | tag::WRITE | tag::CLOSE => role == Role::Client,
         tag::FWD | tag::COMMIT | tag::FETCH | tag::CRCS => role == Role::Member,
-        tag::CREATE | tag::PREPARE | tag::SEAL | tag::CONFIRM | tag::CONDEMN | tag::FREE => role == Role::Master,
+        tag::CREATE | tag::REOPEN | tag::PREPARE | tag::SEAL | tag::CONFIRM | tag::CONDEMN | tag::FREE => {
+            role == Role::Master
+        }
         tag::CLONE => role == Role::Master,
         _ => false,
     }
@@ -129,6 +132,7 @@ impl<R: Runtime> Connection<R> {
         }
         match message {
             tag::APPEND => self.append(frame).await?,
+            tag::WRITE => self.write(frame).await?,
             tag::FWD => self.forward(frame).await?,
             tag::COMMIT => {
                 let Commit { chunk, epoch, committed_seq } = frame.open()?;
@@ -150,6 +154,7 @@ impl<R: Runtime> Connection<R> {
             tag::TABLE => answer!(self, frame, |shard, request| shard.table(request)),
             tag::DIGEST => answer!(self, frame, |shard, request| shard.digest(&request).await),
             tag::CREATE => answer!(self, frame, |shard, request| shard.create(request).await),
+            tag::REOPEN => answer!(self, frame, |shard, request| shard.reopen(request).await),
             tag::PREPARE => answer!(self, frame, |shard, request| shard.prepare(&request).await),
             tag::SEAL => answer!(self, frame, |shard, request| shard.seal(&request).await),
             tag::CONFIRM => answer!(self, frame, |shard, request| shard.confirm(&request).await),
@@ -213,10 +218,37 @@ impl<R: Runtime> Connection<R> {
         Ok(())
     }
 
+    async fn write(&mut self, frame: Received) -> Result<(), Broken> {
+        let write: Write = frame.open()?;
+        let ticket = self.ticket(&frame).await;
+        let Some(ticket) = self.shard.consider(&Wanted::from(&write), ticket) else {
+            return self.reader.skip(frame.payload_len()).await;
+        };
+        let len = write.len as usize;
+        // Waits only while no operation is half received here, as an append does.
+        let permit = if self.operations.is_empty() {
+            self.shard.budget.take(Use::Head, len).await
+        } else {
+            self.shard.budget.try_take(Use::Head, len)
+        };
+        let Some(permit) = permit else {
+            ticket.refuse(fault::refusal(Reason::Busy, 0));
+            return self.reader.skip(frame.payload_len()).await;
+        };
+        let payload = self.payload(&frame).await?;
+        if !checksum::matches(&payload.as_ref()[..len], &write.crcs) {
+            self.shard.count(|served| served.bad_payloads += 1);
+            ticket.refuse(fault::refusal(Reason::BadCrc, 0));
+            return Ok(());
+        }
+        self.shard.write(write, payload, permit, ticket).await;
+        Ok(())
+    }
+
     /// Takes room for a whole operation, if it is wanted. Waits for it only while this connection has
     /// no other operation half received: two that wait for each other's rest would wait for ever.
     async fn begin(&self, append: &Append, ticket: Ticket<R>) -> Option<(Operation<R>, Ticket<R>)> {
-        let ticket = self.shard.consider(append, ticket)?;
+        let ticket = self.shard.consider(&Wanted::from(append), ticket)?;
         let len = append.op_len as usize;
         let permit = if self.operations.is_empty() {
             self.shard.budget.take(Use::Head, len).await
@@ -275,11 +307,13 @@ mod tests {
 
     #[test]
     fn only_the_master_commands_and_only_members_forward() {
-        for command in [tag::CREATE, tag::PREPARE, tag::SEAL, tag::CONFIRM, tag::CONDEMN, tag::FREE, tag::CLONE] {
+        let all = [tag::CREATE, tag::REOPEN, tag::PREPARE, tag::SEAL, tag::CONFIRM, tag::CONDEMN, tag::FREE, tag::CLONE];
+        for command in all {
             assert!(may_send(Role::Master, command));
             assert!(!may_send(Role::Client, command) && !may_send(Role::Member, command), "{command}");
         }
         assert!(may_send(Role::Member, tag::FWD) && !may_send(Role::Client, tag::FWD));
+        assert!(may_send(Role::Client, tag::WRITE) && !may_send(Role::Member, tag::WRITE));
         assert!(may_send(Role::Client, tag::APPEND) && !may_send(Role::Master, tag::APPEND));
         assert!([Role::Client, Role::Member, Role::Master].iter().all(|role| may_send(*role, tag::READ)));
         assert!(!may_send(Role::Client, tag::HELLO), "hello comes once, and to the control thread");

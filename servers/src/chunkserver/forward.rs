@@ -15,10 +15,10 @@ use super::outbox::Outbox;
 use super::shard::Shard;
 
 /// While the journal is full a member does not read further; that is the backpressure on the chain.
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// A journal that stays full for so long is a failed disk.
-const BUSY_MAX: Duration = Duration::from_secs(10);
+pub(super) const BUSY_MAX: Duration = Duration::from_secs(10);
 
 impl<R: Runtime> Shard<R> {
     /// What to do with an entry, as things stand.
@@ -60,6 +60,9 @@ impl<R: Runtime> Shard<R> {
 
     /// Takes an entry whose bytes match their checksums.
     pub(crate) async fn take(&self, entry: Forward, payload: R::Buf, permit: Option<Permit>, from: &Outbox<R>) {
+        if entry.kind != EntryKind::Append {
+            return self.take_change(entry, payload, permit, from).await;
+        }
         let (chunk, end) = (entry.chunk, entry.offset + entry.length);
         let log_entry = entry_of(&entry);
         let since = self.rt.now();
@@ -88,7 +91,7 @@ impl<R: Runtime> Shard<R> {
         }
     }
 
-    fn heard_from(&self, entry: &Forward, from: &Outbox<R>, now: Duration) {
+    pub(super) fn heard_from(&self, entry: &Forward, from: &Outbox<R>, now: Duration) {
         if let Some(replica) = self.replicas.borrow_mut().get_mut(&entry.chunk) {
             replica.upstream = Some(from.clone());
             replica.gap_told = None;
@@ -97,7 +100,7 @@ impl<R: Runtime> Shard<R> {
         self.committed_ahead(entry.chunk, entry.epoch, entry.committed_seq);
     }
 
-    fn not_written(&self, entry: &Forward, error: &StoreError, from: &Outbox<R>) {
+    pub(super) fn not_written(&self, entry: &Forward, error: &StoreError, from: &Outbox<R>) {
         let reason = match error {
             StoreError::StaleEpoch(_) | StoreError::Rwr | StoreError::Sealed(_) | StoreError::UnknownChunk => {
                 NakReason::Fenced
@@ -156,7 +159,7 @@ impl<R: Runtime> Shard<R> {
     }
 }
 
-fn entry_of(entry: &Forward) -> Entry {
+pub(super) fn entry_of(entry: &Forward) -> Entry {
     Entry {
         chunk: entry.chunk,
         epoch: entry.epoch,
@@ -176,5 +179,5 @@ fn entry_of(entry: &Forward) -> Entry {
 
 /// Whether this build writes entries of this kind.
 pub(crate) fn is_known(kind: EntryKind) -> bool {
-    matches!(kind, EntryKind::Append | EntryKind::Final)
+    matches!(kind, EntryKind::Append | EntryKind::Overwrite | EntryKind::Forget | EntryKind::Final)
 }

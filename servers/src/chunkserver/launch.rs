@@ -153,7 +153,7 @@ async fn start_shards<R: Spawn>(
 ) -> Result<(Vec<ShardThread>, Vec<mpsc::Sender<ToShard>>), StartError> {
     let shards = config.shard_count();
     let memory = usize::try_from(config.memory_per_shard).unwrap_or(usize::MAX);
-    let scrub_every = config.scrub_every;
+    let (scrub_every, idle_seal) = (config.scrub_every, config.idle_seal);
     let (reads, budget) = (config.reads(), config.budget());
     let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (mut threads, mut mailboxes, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
@@ -169,6 +169,7 @@ async fn start_shards<R: Spawn>(
                     let budget = Budget::new(budget);
                     let shard = Shard::new(rt, me, stores, budget, control);
                     shard.scrub_every(scrub_every);
+                    shard.idle_seal(idle_seal);
                     // An error means that the start was given up; the mailbox ends the shard then.
                     let _ = ready.send(Ok(()));
                     shard.run(mail).await;

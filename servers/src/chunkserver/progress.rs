@@ -22,9 +22,6 @@ use super::outbox::{Frame, Outbox};
 use super::replica::{Due, Held, Replica};
 use super::shard::Shard;
 
-/// A head without work for so long seals its chunk.
-const IDLE_SEAL: Duration = Duration::from_secs(60);
-
 /// How often the watchdog and the idle check run.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -46,6 +43,7 @@ impl<R: Runtime> Shard<R> {
             epoch: view.epoch,
             promised: view.promised,
             position: view.my_position,
+            fixed: view.fixed,
             closing: view.closed || replica.is_none_or(|replica| replica.closing),
             len: view.len,
             sealed_len: view.sealed_len,
@@ -139,6 +137,7 @@ impl<R: Runtime> Shard<R> {
         }
         let inherited = self.store.dedup(chunk);
         let mut replica = Replica::new(epoch, position, members, &inherited, self.rt.now());
+        replica.fixed = self.store.view(chunk).is_some_and(|view| view.fixed);
         if let Some(successor) = replica.successor().cloned() {
             let to_tail = position + 2 == replica.members.len();
             let key = LinkKey { address: successor.address.clone(), shard: chunk.shard(successor.shards), to_tail };
@@ -171,6 +170,7 @@ impl<R: Runtime> Shard<R> {
             waiter.refuse(fault::unknown_outcome());
         }
         self.progressed.notify_one();
+        self.committed.notify_waiters();
     }
 
     /// My own disk has everything of this chunk up to `seq`.
@@ -198,6 +198,7 @@ impl<R: Runtime> Shard<R> {
         }
         if let Some(committed) = due.committed {
             self.store.note_committed(chunk, committed);
+            self.committed.notify_waiters();
             self.schedule_commit(chunk);
         }
         for op in due.answers {
@@ -229,6 +230,7 @@ impl<R: Runtime> Shard<R> {
             replica.committed
         };
         self.store.note_committed(chunk, current);
+        self.committed.notify_waiters();
         self.schedule_commit(chunk);
     }
 
@@ -361,7 +363,7 @@ impl<R: Runtime> Shard<R> {
             for (chunk, replica) in self.replicas.borrow().iter() {
                 if let Some(member) = replica.stalled(now) {
                     late.push((*chunk, member.server));
-                } else if replica.is_head() && replica.is_idle(now, IDLE_SEAL) {
+                } else if replica.is_head() && replica.is_idle(now, self.idle_seal.get()) {
                     idle.push(*chunk);
                 }
                 if let Some(link) = replica.link.as_ref().filter(|link| link.is_dead()) {

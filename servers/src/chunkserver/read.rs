@@ -42,7 +42,10 @@ fn sight(view: Option<&View>, read: &Read, may_ask: bool) -> Sight {
         return Sight::Refuse(Reason::StaleEpoch, u64::from(newest.0));
     }
     // Sequence numbers of another epoch say nothing about this one's.
-    let is_fresh = (read.epoch != view.epoch && read.epoch.0 != 0) || view.committed_seq >= read.min_seq;
+    // An overwrite that was acknowledged is in the log of every member; which blocks wait for their
+    // commit is looked at apart, block by block.
+    let known = if is_overwritable(view) { view.last_seq } else { view.committed_seq };
+    let is_fresh = (read.epoch != view.epoch && read.epoch.0 != 0) || known >= read.min_seq;
     if is_fresh && read.offset + read.len <= view.committed_len {
         return Sight::Serve;
     }
@@ -53,6 +56,11 @@ fn sight(view: Option<&View>, read: &Read, may_ask: bool) -> Sight {
         return Sight::Serve;
     }
     Sight::Refuse(Reason::NotCommitted, u64::from(view.committed_len))
+}
+
+/// Whether blocks of this replica may change: it is in the chain of a re-opened chunk.
+fn is_overwritable(view: &View) -> bool {
+    view.fixed && view.state == ReplicaState::Open && view.promised == view.epoch
 }
 
 impl<R: Runtime> Shard<R> {
@@ -68,7 +76,11 @@ impl<R: Runtime> Shard<R> {
             let is_unknown = reason == Reason::UnknownChunk && self.store.view(read.chunk).is_none();
             return ticket.refuse(if is_unknown { self.no_chunk() } else { fault::refusal(reason, detail) });
         }
-        let outcome = self.blocks(read.chunk, read.offset, read.len, Upto::Committed, &ticket).await;
+        let outcome = if self.store.view(read.chunk).is_some_and(|view| is_overwritable(&view)) {
+            self.settled_blocks(&read, &ticket).await
+        } else {
+            self.blocks(read.chunk, read.offset, read.len, Upto::Committed, &ticket).await
+        };
         match outcome {
             Ok(Some((data, payload, permit))) => {
                 self.count(|served| {
@@ -102,7 +114,7 @@ impl<R: Runtime> Shard<R> {
     }
 
     /// Verified blocks in a buffer of the read share; `None` when the caller has stopped waiting.
-    async fn blocks(
+    pub(super) async fn blocks(
         &self,
         chunk: ChunkHandle,
         offset: u32,
@@ -178,7 +190,7 @@ impl<R: Runtime> Shard<R> {
 
     /// Asks the head how far the chain is committed. Best effort: without an answer the reader hears
     /// what is known here.
-    async fn ask_head(&self, chunk: ChunkHandle) {
+    pub(super) async fn ask_head(&self, chunk: ChunkHandle) {
         let head = self
             .replicas
             .borrow()

@@ -5,12 +5,13 @@
 //! none needs to: a replica that restarted never acts in its old epoch again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use engine::runtime::Runtime;
 use wire::append::Appended;
-use wire::limits::DEDUP_ENTRIES_MAX;
+use wire::limits::{BLOCK_SIZE, DEDUP_ENTRIES_MAX};
 use wire::member::Member;
 use wire::{DedupEntry, Epoch, OpId, Seq, StreamId};
 
@@ -87,6 +88,10 @@ pub(crate) struct Replica<R: Runtime> {
     pub(crate) upstream: Option<Outbox<R>>,
     /// Where FWD goes.
     pub(crate) link: Option<Link<R>>,
+    /// Re-opened: it takes overwrites, and is sealed when idle even if none came.
+    pub(crate) fixed: bool,
+    /// Overwrites accepted here and not known to be committed: their last entry, and the bytes.
+    pending: VecDeque<(Seq, Range<u32>)>,
     /// The head admits nothing more; a FINAL is on its way.
     pub(crate) closing: bool,
     /// Number of the FINAL entry.
@@ -147,6 +152,8 @@ impl<R: Runtime> Replica<R> {
             ops: VecDeque::new(),
             upstream: None,
             link: None,
+            fixed: false,
+            pending: VecDeque::new(),
             closing: false,
             final_seq: None,
             final_waiters: Vec::new(),
@@ -173,7 +180,10 @@ impl<R: Runtime> Replica<R> {
     /// Whether a chunk with content has had no work for `limit`. An empty one costs nothing open, and
     /// sealing it would only make the next empty one.
     pub(crate) fn is_idle(&self, now: Duration, limit: Duration) -> bool {
-        !self.closing && !self.is_busy() && self.own > Seq(0) && now.saturating_sub(self.touched) > limit
+        !self.closing
+            && !self.is_busy()
+            && (self.fixed || self.own > Seq(0))
+            && now.saturating_sub(self.touched) > limit
     }
 
     /// An operation was admitted: its stream lives, the table has grown.
@@ -203,6 +213,32 @@ impl<R: Runtime> Replica<R> {
     /// been silent for longer than its client may be.
     pub(crate) fn is_forgettable(&self, stream: StreamId, now: Duration) -> bool {
         self.streams.get(&stream).is_none_or(|life| life.closed || now.saturating_sub(life.heard) > STREAM_SILENCE)
+    }
+
+    /// Streams that are over, at most `max`.
+    pub(crate) fn forgettable(&self, max: usize, now: Duration) -> Vec<StreamId> {
+        let over = self.streams.keys().filter(|stream| self.is_forgettable(**stream, now));
+        over.take(max).copied().collect()
+    }
+
+    /// These have left the table.
+    pub(crate) fn forgot(&mut self, streams: &[StreamId]) {
+        self.streams.retain(|stream, _| !streams.contains(stream));
+    }
+
+    /// An overwrite was accepted.
+    pub(crate) fn overwritten(&mut self, seq: Seq, bytes: Range<u32>) {
+        let committed = self.committed;
+        self.pending.retain(|(seq, _)| *seq > committed);
+        self.pending.push_back((seq, bytes));
+    }
+
+    /// Whether a block of this range has an overwrite that is not known to be committed.
+    pub(crate) fn is_pending(&self, range: &Range<u32>) -> bool {
+        let block = |bytes: &Range<u32>| bytes.start / BLOCK_SIZE..bytes.end.div_ceil(BLOCK_SIZE);
+        let wanted = block(range);
+        let open = self.pending.iter().filter(|(seq, _)| *seq > self.committed);
+        open.map(|(_, bytes)| block(bytes)).any(|block| block.start < wanted.end && wanted.start < block.end)
     }
 
     /// Whether ending the chunk would make room in the table.
@@ -325,6 +361,29 @@ mod tests {
         assert_eq!(head.durable_behind(Seq(4), Duration::ZERO).committed, Some(Seq(2)));
         assert_eq!(head.committed, Seq(2));
         assert_eq!(head.window_len(), 10);
+    }
+
+    #[test]
+    fn a_block_is_pending_from_the_overwrite_until_it_is_known_committed() {
+        let mut head = replica(0);
+        head.overwritten(Seq(1), 4096..4097);
+        head.overwritten(Seq(2), 9000..20_000);
+        assert!(head.is_pending(&(8191..8192)) && head.is_pending(&(0..4097)), "the whole block is new");
+        assert!(!head.is_pending(&(0..4096)) && !head.is_pending(&(20_480..30_000)));
+        head.committed = Seq(1);
+        assert!(!head.is_pending(&(0..8192)) && head.is_pending(&(8192..8193)));
+        head.committed = Seq(2);
+        head.overwritten(Seq(3), 0..1);
+        assert_eq!(head.pending.len(), 1, "what is committed is not kept");
+    }
+
+    #[test]
+    fn a_re_opened_chunk_is_idle_even_when_nobody_wrote() {
+        let mut head = replica(0);
+        assert!(!head.is_idle(Duration::from_secs(61), Duration::from_secs(60)));
+        head.fixed = true;
+        assert!(head.is_idle(Duration::from_secs(61), Duration::from_secs(60)));
+        assert!(!head.is_idle(Duration::from_secs(60), Duration::from_secs(60)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use wire::member::ReplicaState;
 use wire::message::Done;
 use wire::report::Trouble;
 use wire::seal::{Confirm, Digest, DigestOk, Prepare, PrepareOk, Seal, SealOk};
-use wire::{DedupEntry, Fault, Kind, Reason};
+use wire::{DedupEntry, Fault, Kind, Reason, Seq};
 
 use super::budget::Use;
 use super::fault;
@@ -25,6 +25,11 @@ const FILL_LEN_MAX: u32 = 32 << 20;
 fn fill_from(view: &View, len: u32) -> Option<u32> {
     let is_shorter = view.state != ReplicaState::Sealed && view.len < len;
     is_shorter.then_some(view.len / BLOCK_SIZE * BLOCK_SIZE)
+}
+
+/// A re-opened replica that missed overwrites: any of its blocks may be old, so it is copied anew later.
+fn is_unfillable(view: &View, last_seq: Seq) -> bool {
+    view.fixed && view.state != ReplicaState::Sealed && view.last_seq < last_seq
 }
 
 impl<R: Runtime> Shard<R> {
@@ -54,6 +59,9 @@ impl<R: Runtime> Shard<R> {
         };
         let chunk = seal.chunk;
         let view = self.store.view(chunk).ok_or_else(|| self.no_chunk())?;
+        if is_unfillable(&view, seal.last_seq) {
+            return Err(fault::refusal(Reason::TooFar, u64::from(seal.len)));
+        }
         let table = match fill_from(&view, seal.len) {
             Some(from) => Some(self.fill(seal, from).await?),
             None => None,

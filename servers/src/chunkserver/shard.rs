@@ -16,6 +16,7 @@ use wire::member::{Member, ReplicaState};
 use wire::{ChunkHandle, ClusterId, Fault, Request, ServerId};
 
 use super::budget::Budget;
+use super::config::Config;
 use super::fault;
 use super::link::{Link, LinkKey};
 use super::mailbox::{Served, ShardStatus, StoreStatus, ToControl, ToShard};
@@ -92,6 +93,10 @@ pub(crate) struct Inner<R: Runtime> {
     pub(super) heard: Cell<Duration>,
     stop: Notify,
     pub(super) progressed: Notify,
+    /// More of some chunk is committed, or a chain has ended: readers look again.
+    pub(super) committed: Notify,
+    /// A head without work for so long seals its chunk.
+    pub(super) idle_seal: Cell<Duration>,
     peers: RefCell<Vec<(String, u32, Peer<R>)>>,
     calls: Semaphore,
     /// One fill at a time: it holds many buffers.
@@ -126,6 +131,8 @@ impl<R: Runtime> Shard<R> {
             heard: Cell::default(),
             stop: Notify::new(),
             progressed: Notify::new(),
+            committed: Notify::new(),
+            idle_seal: Cell::new(Config::IDLE_SEAL),
             peers: RefCell::default(),
             calls: Semaphore::new(CALLS_MAX),
             filling: Semaphore::new(1),
@@ -136,6 +143,11 @@ impl<R: Runtime> Shard<R> {
     /// How long one scrub of everything may take; zero: only when asked for.
     pub(crate) fn scrub_every(&self, every: Duration) {
         self.scrub_every.set(every);
+    }
+
+    /// How long a head may be without work before it seals its chunk.
+    pub(crate) fn idle_seal(&self, after: Duration) {
+        self.idle_seal.set(after);
     }
 
     /// Works until told to stop; then everything is durable.

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use engine::runtime::Runtime;
-use engine::store::{Blocks, CreateArgs, DiskState, Entry, Promised, Space, Store, StoreError, Upto, View};
+use engine::store::{
+    Blocks, CreateArgs, DiskState, Edges, Entry, Promised, ReopenArgs, Space, Store, StoreError, Upto, View,
+};
 use wire::{ChunkHandle, DedupEntry, Epoch, OpId, Seq, StreamId, Term};
 
 use super::disks::{Disk, Health};
@@ -192,6 +194,40 @@ impl<R: Runtime> Stores<R> {
         payload: R::Buf,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + use<R>, StoreError> {
         self.at(entry.chunk)?.append(entry, payload)
+    }
+
+    pub(crate) async fn reopen(&self, args: ReopenArgs) -> Result<(), StoreError> {
+        self.obey(args.term)?;
+        self.at(args.chunk)?.reopen(args).await
+    }
+
+    pub(crate) async fn prepare_overwrite(
+        &self,
+        chunk: ChunkHandle,
+        offset: u32,
+        len: u32,
+    ) -> Result<Edges, StoreError> {
+        self.at(chunk)?.prepare_overwrite(chunk, offset, len).await
+    }
+
+    pub(crate) fn overwrite(
+        &self,
+        entry: &Entry,
+        payload: &R::Buf,
+        edges: &Edges,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + use<R>, StoreError> {
+        self.at(entry.chunk)?.overwrite(entry, payload, edges)
+    }
+
+    pub(crate) fn forget(
+        &self,
+        chunk: ChunkHandle,
+        epoch: Epoch,
+        seq: Seq,
+        committed_seq: Seq,
+        streams: &[StreamId],
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + use<R>, StoreError> {
+        self.at(chunk)?.forget(chunk, epoch, seq, committed_seq, streams)
     }
 
     pub(crate) async fn finish(

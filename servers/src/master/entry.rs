@@ -80,6 +80,17 @@ pub enum Change {
         /// Which chunk.
         chunk: ChunkHandle,
     },
+    /// A sealed chunk takes overwrites: a new epoch begins.
+    Reopen {
+        /// Which chunk.
+        chunk: ChunkHandle,
+        /// The epoch that begins.
+        epoch: Epoch,
+        /// The chain in order, head first: holders of the sealed content.
+        members: Vec<ServerId>,
+        /// The other holders: what they have will be old.
+        dropped: Vec<ServerId>,
+    },
     /// One more holder of a sealed chunk.
     AddReplica {
         /// Which chunk.
@@ -280,6 +291,7 @@ impl Entry {
             Change::SealStart { .. } => 67,
             Change::Sealed { .. } => 68,
             Change::Abandon { .. } => 69,
+            Change::Reopen { .. } => 70,
             Change::AddReplica { .. } => 71,
             Change::DropReplica { .. } => 72,
             Change::Purge { .. } => 73,
@@ -303,7 +315,9 @@ impl Entry {
     pub fn subject(&self) -> (ChunkHandle, Epoch) {
         match self.change {
             Change::OpenChunk { .. } => (ChunkHandle(self.next_chunk), Epoch(1)),
-            Change::SealStart { chunk, epoch } | Change::Sealed { chunk, epoch, .. } => (chunk, epoch),
+            Change::SealStart { chunk, epoch }
+            | Change::Sealed { chunk, epoch, .. }
+            | Change::Reopen { chunk, epoch, .. } => (chunk, epoch),
             Change::Abandon { chunk }
             | Change::AddReplica { chunk, .. }
             | Change::DropReplica { chunk, .. }

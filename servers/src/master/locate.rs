@@ -1,6 +1,7 @@
 //! LOCATE: where the bytes of a file are, and where its next ones go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use wire::heartbeat::Liveness;
 use wire::limits::PAGE_ENTRIES_MAX;
@@ -12,9 +13,11 @@ use super::shared::{Master, members};
 use super::state::{Phase, Place, State};
 use crate::clock;
 
-/// A location may be used for this long. It is a cache's life, not a lease: a chain that has changed
-/// refuses by its epoch.
-const EXPIRE_MS: u32 = 60_000;
+/// A location may be used for this long. A chain that has changed refuses by its epoch; but a holder
+/// that was left out of a re-opened chunk cannot know, so its overwrites begin only after this time.
+const EXPIRE_MS: u32 = 5_000;
+/// [`EXPIRE_MS`], with a margin for clocks that run at different speeds.
+pub(super) const LEASE: Duration = Duration::from_millis(5_500);
 /// Bytes of one page of locations at most.
 const PAGE_LEN_MAX: usize = 512 << 10;
 
@@ -23,6 +26,7 @@ impl Master {
         match request.intent {
             Intent::Read => self.core.ask(|state| self.locate_read(state, request)).await?,
             Intent::Append => self.locate_append(request.file).await,
+            Intent::Write => self.locate_write(request.file, request.at).await,
         }
     }
 
@@ -95,7 +99,7 @@ impl Master {
         }
     }
 
-    fn locations(&self, state: &State, file: InodeId, items: Vec<Location>) -> Locations {
+    pub(super) fn locations(&self, state: &State, file: InodeId, items: Vec<Location>) -> Locations {
         Locations {
             items,
             version: state.version(file).unwrap_or_default(),
@@ -111,6 +115,7 @@ impl Master {
         let now = clock::now();
         let mut servers = chunk.members.clone();
         let (chunk_state, len) = match chunk.phase {
+            Phase::Open | Phase::Sealing(_) if chunk.fixed.is_some() => (ChunkState::Reopened, chunk.len()),
             Phase::Open => (ChunkState::Open, soft.hints.get(&handle).copied().unwrap_or(0)),
             Phase::Sealing(_) => (ChunkState::Sealing, soft.hints.get(&handle).copied().unwrap_or(0)),
             Phase::Sealed { len, .. } => {
@@ -121,7 +126,10 @@ impl Master {
                 (ChunkState::Sealed, len)
             }
         };
-        let known = chunk.phase != Phase::Open || handle < self.first_chunk || soft.ready.contains(&handle);
+        let known = chunk.phase != Phase::Open
+            || chunk.fixed.is_some()
+            || handle < self.first_chunk
+            || soft.ready.contains(&handle);
         let location = Location {
             file: chunk.file,
             index,
@@ -137,6 +145,6 @@ impl Master {
     }
 }
 
-fn no_file(file: InodeId) -> Fault {
+pub(super) fn no_file(file: InodeId) -> Fault {
     Fault::new(Kind::NotFound, format!("file {file} is not found: it was deleted or replaced"))
 }

@@ -19,6 +19,7 @@ mod opening;
 pub mod oplog;
 mod peers;
 pub mod placement;
+mod reopening;
 mod repair;
 mod reports;
 pub mod seal;

@@ -1,5 +1,6 @@
 //! Chunkservers: registration, heartbeats, and what their reports mean for chunks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use wire::report::{Report, Trouble};
 use wire::{ChunkHandle, ClusterId, Fault, Kind, ServerId};
 
 use super::entry::{Change, ServerRecord};
-use super::shared::Master;
+use super::shared::{Master, lock};
 use super::state::{Phase, State};
 use crate::clock;
 
@@ -204,6 +205,7 @@ impl Master {
         if self.core.look(|state| self.soft().leave_safe_mode(state, now)) {
             info!("safe mode ends");
         }
+        let reopening: BTreeSet<ChunkHandle> = lock(&self.reopening).keys().copied().collect();
         let (seal, join) = self.core.look(|state| {
             let soft = self.soft();
             let spread = soft.alive_for(WIDEN_AFTER, now);
@@ -212,9 +214,15 @@ impl Master {
                 let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now) || state.is_drained(*member));
                 let wanted = chunk.wanted as usize;
                 let narrow = chunk.members.len() < wanted && spread >= wanted && chunk.opened_ms < widen_ms;
-                let opening = *handle >= self.first_chunk && !soft.ready.contains(handle);
+                let ready = soft.ready.contains(handle);
+                let opening = match chunk.fixed {
+                    Some(_) => reopening.contains(handle),
+                    None => *handle >= self.first_chunk && !ready,
+                };
+                // Re-opened in an earlier life of the master: nobody knows whether all members took it.
+                let left = chunk.fixed.is_some() && !ready;
                 let sealing = matches!(chunk.phase, Phase::Sealing(_));
-                sealing || (lost || narrow || !state.reachable(chunk.file)) && !opening
+                sealing || (left || lost || narrow || !state.reachable(chunk.file)) && !opening
             };
             let seal: Vec<_> =
                 state.open_chunks().filter(must_close).take(SEALS_MAX).map(|(handle, _)| handle).collect();
@@ -247,6 +255,8 @@ fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
     let holds = row.members.contains(&server);
     match (row.phase, report.state) {
         (Phase::Open, ReplicaState::Open) if !report.damaged => Verdict::Fine,
+        // Has not taken REOPEN yet, or never will: whoever re-opens it waits for that, and seals.
+        (Phase::Open, ReplicaState::Sealed) if row.fixed.is_some() && report.epoch < row.epoch => Verdict::Fine,
         (Phase::Open, _) if holds => Verdict::Seal,
         (Phase::Sealed { len, digest, .. }, ReplicaState::Sealed) if holds => {
             if (report.len, report.digest) == (len, digest) { Verdict::Fine } else { Verdict::Differs }

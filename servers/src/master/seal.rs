@@ -231,6 +231,9 @@ pub struct Seal {
     members: Vec<ServerId>,
     answers: BTreeMap<ServerId, Answer>,
     phase: Phase,
+    /// The chunk was re-opened: shorter logs are not prefixes of the content, and no answer makes it
+    /// one that was never given out.
+    overwritten: bool,
 }
 
 #[derive(Debug)]
@@ -260,7 +263,13 @@ impl Seal {
     /// Begins a round.
     #[must_use]
     pub fn new(members: Vec<ServerId>) -> Self {
-        Self { members, answers: BTreeMap::new(), phase: Phase::Prepare { enough: None } }
+        Self { members, answers: BTreeMap::new(), phase: Phase::Prepare { enough: None }, overwritten: false }
+    }
+
+    /// Begins a round for a chunk that was re-opened.
+    #[must_use]
+    pub fn of_reopened(members: Vec<ServerId>) -> Self {
+        Self { overwritten: true, ..Self::new(members) }
     }
 
     /// Takes an event and says what to do. Late and repeated answers change nothing.
@@ -303,6 +312,10 @@ impl Seal {
                 self.phase = Phase::Prepare { enough: None };
                 return ask();
             }
+            Decision::Abandon if self.overwritten => {
+                self.phase = Phase::Prepare { enough: None };
+                return ask();
+            }
             Decision::Abandon => return self.over(Action::Abandon),
             Decision::Diverged => return self.over(Action::Stop(Alarm::Diverged)),
             Decision::Take { content, source, doubt } => (content, source, doubt),
@@ -314,8 +327,10 @@ impl Seal {
             self.phase = Phase::Prepare { enough: Some(enough) };
             return actions;
         }
+        let overwritten = self.overwritten;
         let shorter = |answer: &Answer| {
-            matches!(answer, Answer::Promised(promise)
+            !overwritten
+                && matches!(answer, Answer::Promised(promise)
                 if promise.standing != Standing::Damaged && promise.content.len > 0 && promise.content != content)
         };
         let open = self.answers.iter().filter(|(_, answer)| shorter(answer)).map(|(member, _)| *member).collect();

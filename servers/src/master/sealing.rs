@@ -71,13 +71,13 @@ impl Master {
         loop {
             let asked = self.core.look(|state| {
                 let row = state.chunk(chunk).filter(|row| !matches!(row.phase, Phase::Sealed { .. }))?;
-                Some((row.epoch_max().next(), members(state, &row.members)))
+                Some((row.epoch_max().next(), members(state, &row.members), row.fixed.is_some()))
             });
-            let Some((epoch, members)) = asked else { return Ok(()) };
+            let Some((epoch, members, overwritten)) = asked else { return Ok(()) };
             self.soft().ready.remove(&chunk);
             self.core.submit(Change::SealStart { chunk, epoch }).await?;
             self.counters.seal_rounds.add(1);
-            match self.round(chunk, epoch, members).await {
+            match self.round(chunk, epoch, members, overwritten).await {
                 Outcome::Log(change) => {
                     self.core.submit(change).await?;
                     return Ok(());
@@ -95,9 +95,16 @@ impl Master {
         }
     }
 
-    async fn round(self: &Arc<Self>, chunk: ChunkHandle, epoch: Epoch, members: Vec<Member>) -> Outcome {
+    async fn round(
+        self: &Arc<Self>,
+        chunk: ChunkHandle,
+        epoch: Epoch,
+        members: Vec<Member>,
+        overwritten: bool,
+    ) -> Outcome {
         let (sender, mut events) = mpsc::channel(64);
-        let mut seal = Seal::new(members.iter().map(|member| member.server).collect());
+        let servers = members.iter().map(|member| member.server).collect();
+        let mut seal = if overwritten { Seal::of_reopened(servers) } else { Seal::new(servers) };
         let round = Arc::new(Round { master: Arc::clone(self), chunk, epoch, members, events: sender });
         let mut under_way = HashSet::new();
         let mut event = Event::Tick;

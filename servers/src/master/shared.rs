@@ -36,6 +36,8 @@ pub(super) struct Master {
     changed: watch::Sender<u64>,
     /// Files whose next chunk is being opened.
     pub(super) opening: Mutex<HashMap<InodeId, Opening>>,
+    /// Sealed chunks that are being re-opened.
+    pub(super) reopening: Mutex<HashMap<ChunkHandle, Opening>>,
     /// Chunks that are being sealed, or that need an operator.
     pub(super) sealing: Mutex<HashSet<ChunkHandle>>,
     /// Replicas of sealed chunks that are being brought in line.
@@ -61,6 +63,7 @@ impl Master {
             soft,
             changed: watch::Sender::new(0),
             opening: Mutex::default(),
+            reopening: Mutex::default(),
             sealing: Mutex::default(),
             joining: Mutex::default(),
             repair_work: Notify::new(),

@@ -1,6 +1,6 @@
 //! The master's commands to the members of a chain, and what they report.
 
-use wire::chain::{Condemn, Create, Free, Table, TableOk};
+use wire::chain::{Condemn, Create, Free, Reopen, Table, TableOk};
 use wire::member::{Member, ReplicaState};
 use wire::report::{Finished, Report, Trouble};
 use wire::seal::{Confirm, Digest, DigestOk, Prepare, PrepareOk, Seal, SealOk};
@@ -36,6 +36,20 @@ fn chains(pins: &mut Pins) {
         "020000008877665544332211030000000200000000000000010000000300000000000000613a31020000000200000003 \
             00000000000000623a320200000001050000000000000006000000000000000100000000000000aaaaaaaaaaaaaaaaaa \
             aaaaaaaaaaaaaa090000000000000005000000000000000010000005000000",
+    );
+    let reopen = Reopen {
+        term: TERM,
+        chunk: CHUNK,
+        epoch: EPOCH,
+        members: vec![member(1, "a:1"), member(2, "b:2")],
+        my_position: 1,
+        len: 0x2001,
+        digest: DIGEST,
+    };
+    pins.pin(
+        &reopen,
+        "020000008877665544332211030000000200000000000000010000000300000000000000613a31020000000200000003 \
+            00000000000000623a320200000001 01200000 dddddddddddddddddddddddddddddddd",
     );
     pins.pin(&Table { chunk: CHUNK }, "8877665544332211");
     pins.pin(

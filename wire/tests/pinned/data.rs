@@ -5,6 +5,7 @@ use wire::error::{Fault, Kind, Reason};
 use wire::fetch::Fetch;
 use wire::forward::{Commit, EntryKind, Forward, Nak, NakReason, Up};
 use wire::read::{Data, Read, Version, VersionOk};
+use wire::write::Write;
 use wire::{ChunkHandle, Epoch, OpId, Seq, StreamId};
 
 use crate::common::Pins;
@@ -15,6 +16,7 @@ const STREAM: StreamId = StreamId([0xaa; 16]);
 
 pub(crate) fn pin(pins: &mut Pins) {
     appends(pins);
+    writes(pins);
     entries(pins);
     acknowledgements(pins);
     reads(pins);
@@ -43,6 +45,23 @@ fn appends(pins: &mut Pins) {
     pins.pin(
         &Close { chunk: CHUNK, epoch: EPOCH, stream: STREAM },
         "8877665544332211 03000000 00000000 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    );
+}
+
+fn writes(pins: &mut Pins) {
+    let write = Write {
+        chunk: CHUNK,
+        epoch: EPOCH,
+        offset: 0x2001,
+        id: OpId { stream: STREAM, op: 9 },
+        first_unacked: 7,
+        len: 0x1001,
+        crcs: vec![0x0a0b_0c0d, 0x0102_0304],
+    };
+    pins.pin(
+        &write,
+        "8877665544332211 03000000 01200000 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa 0900000000000000 \
+            0700000000000000 01100000 00000000 0d0c0b0a 04030201",
     );
 }
 

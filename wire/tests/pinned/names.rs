@@ -23,10 +23,16 @@ fn locations(pins: &mut Pins) {
         (Position::Offset(0x1_0000_0000), Intent::Read, "06000000000000000000000000000000010000000000000001000000"),
         (Position::Index(2), Intent::Read, "060000000000000001000000020000000000000001000000"),
         (Position::Tail, Intent::Append, "0600000000000000020000000100000001000000"),
+        (Position::Offset(7), Intent::Write, "06000000000000000000000007000000000000000200000001000000"),
     ] {
         pins.pin(&Locate { file: FILE, at, intent, count: 1 }, pinned);
     }
     pins.pin(&LocateChunk { chunk: ChunkHandle(5) }, "0500000000000000");
+    pins.pin(
+        &Locations { items: vec![location(ChunkState::Reopened)], version: 4, chunk_count: 3 },
+        "010000000000000006000000000000000200000000000000010000000500000000000000030000000300000001200000 \
+            0100000000000000010000000300000000000000613a310200000060ea0000040000000000000003000000",
+    );
     let items = [ChunkState::Open, ChunkState::Sealing, ChunkState::Sealed].map(location).into();
     pins.pin(
         &Locations { items, version: 4, chunk_count: 3 },

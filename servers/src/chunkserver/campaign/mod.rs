@@ -26,6 +26,7 @@ use wire::{
     ChunkHandle, ClusterId, DedupEntry, Epoch, InodeId, Kind, OpId, Reason, Request, Seq, ServerId, StreamId, Term,
 };
 
+mod overwrites;
 mod talk;
 
 use self::talk::{Answer, Talk};
@@ -455,7 +456,8 @@ impl Cluster {
 
     fn reset_neighbours(&self, rng: &mut Rng) {
         let chunks = self.chunks.borrow();
-        let Some(chunk) = chunks.last() else { return };
+        // A chain of one has no neighbours.
+        let Some(chunk) = chunks.last().filter(|chunk| chunk.members.len() > 1) else { return };
         let at = rng.below(chunk.members.len() as u64 - 1) as usize;
         let life = |at: usize| self.nodes[chunk.members[at]].life.get();
         if let (Some(a), Some(b)) = (life(at), life(at + 1)) {
@@ -607,37 +609,39 @@ async fn campaign(cluster: Shared, seed: u64, plan: Plan) -> u32 {
     cluster.seals.get()
 }
 
+/// A cluster that has not been started.
+fn cluster(rt: SimRuntime) -> Shared {
+    let world = rt.world();
+    let nodes = (0..NODES).map(|index| {
+        let node = Node {
+            root: format!("/node{index}").into(),
+            disk: SimDisk::new(2 << 30),
+            address: address(index),
+            life: Cell::new(None),
+            boots: Cell::new(0),
+            mailbox: RefCell::default(),
+        };
+        world.attach(&node.root, &node.disk);
+        node
+    });
+    Rc::new(Cluster {
+        nodes: nodes.collect(),
+        world,
+        rt,
+        chunks: RefCell::default(),
+        is_open: Cell::new(false),
+        trouble: Notify::new(),
+        is_trouble: Cell::new(false),
+        finished: RefCell::default(),
+        acks: RefCell::default(),
+        clients_left: Cell::new(CLIENTS),
+        seals: Cell::new(0),
+    })
+}
+
 fn run(seed: u64, plan: Plan) -> (u32, u64) {
     let sim = Sim::new(seed);
-    let seals = sim.run(|rt| {
-        let world = rt.world();
-        let nodes = (0..NODES).map(|index| {
-            let node = Node {
-                root: format!("/node{index}").into(),
-                disk: SimDisk::new(2 << 30),
-                address: address(index),
-                life: Cell::new(None),
-                boots: Cell::new(0),
-                mailbox: RefCell::default(),
-            };
-            world.attach(&node.root, &node.disk);
-            node
-        });
-        let cluster = Rc::new(Cluster {
-            nodes: nodes.collect(),
-            world,
-            rt,
-            chunks: RefCell::default(),
-            is_open: Cell::new(false),
-            trouble: Notify::new(),
-            is_trouble: Cell::new(false),
-            finished: RefCell::default(),
-            acks: RefCell::default(),
-            clients_left: Cell::new(CLIENTS),
-            seals: Cell::new(0),
-        });
-        campaign(cluster, seed, plan)
-    });
+    let seals = sim.run(|rt| campaign(cluster(rt), seed, plan));
     (seals, sim.trace_hash())
 }
 

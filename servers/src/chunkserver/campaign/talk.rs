@@ -9,6 +9,7 @@ use wire::hello::{Hello, HelloOk, Role};
 use wire::limits::PAYLOAD_LEN_MAX;
 use wire::message::tag;
 use wire::read::{Data, Read};
+use wire::write::Write;
 use wire::{Body, Fault, Kind, Request, ServerId, Term, checksum};
 
 use super::super::frames::{FrameReader, Received};
@@ -72,6 +73,16 @@ impl Talk {
             let sent = within(&rt, PATIENCE, rt.send_all(&mut self.writer, out, None)).await;
             sent.ok_or_else(|| no_answer("stuck"))?.map_err(|error| no_answer(&error.to_string()))?;
         }
+        reply(&self.receive(PATIENCE).await?)
+    }
+
+    pub(super) async fn write(&mut self, write: &Write, bytes: &[u8]) -> Answer<Appended> {
+        self.next_id += 1;
+        let mut out = wire::frame::head(write, self.next_id, 0, bytes.len());
+        out.extend_from_slice(bytes);
+        let rt = self.rt.clone();
+        let sent = within(&rt, PATIENCE, rt.send_all(&mut self.writer, out, None)).await;
+        sent.ok_or_else(|| no_answer("stuck"))?.map_err(|error| no_answer(&error.to_string()))?;
         reply(&self.receive(PATIENCE).await?)
     }
 

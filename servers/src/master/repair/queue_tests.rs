@@ -14,6 +14,7 @@ fn row(holders: &[u32]) -> Chunk {
     Chunk {
         file: InodeId(9),
         prev: ChunkHandle::NONE,
+        fixed: None,
         epoch: Epoch(1),
         phase: Phase::Sealed { len: 1000, last_seq: Seq(1), digest: [1; 16] },
         members: holders.iter().copied().map(ServerId).collect(),

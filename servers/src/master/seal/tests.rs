@@ -259,3 +259,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_a_re_opened_chunk_a_shorter_log_is_no_prefix_and_is_not_compared() {
+    let answers = [(1, promise(7, Unbroken)), (2, promise(5, Unbroken)), (3, promise(7, Unbroken))];
+    let begin = |mut seal: Seal| {
+        let mut actions = Vec::new();
+        for (member, answer) in answers {
+            actions = seal.step(Event::Prepared(ServerId(member), answer), MS);
+        }
+        actions
+    };
+    let compares = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Compare { .. }));
+    assert!(compares(&begin(Seal::new(MEMBERS.to_vec()))));
+    let actions = begin(Seal::of_reopened(MEMBERS.to_vec()));
+    assert!(!compares(&actions) && actions.iter().all(|action| matches!(action, Action::Fill { .. })), "{actions:?}");
+}
+
+#[test]
+fn a_re_opened_chunk_is_never_abandoned() {
+    let begin = |mut seal: Seal| {
+        let mut actions = Vec::new();
+        for member in MEMBERS {
+            actions = seal.step(Event::Prepared(member, Answer::Unknown), MS);
+        }
+        actions
+    };
+    assert_eq!(begin(Seal::new(MEMBERS.to_vec())), [Action::Abandon]);
+    assert_eq!(begin(Seal::of_reopened(MEMBERS.to_vec())), [], "it had content: somebody must come back with it");
+}

@@ -3,7 +3,7 @@
 use wire::limits::{CHUNK_SIZE, DEDUP_ENTRIES_MAX, MEMBERS_MAX};
 use wire::{ChunkHandle, Epoch, Fault, InodeId, Kind, ServerId};
 
-use super::{Applied, Chunk, Extent, Node, Phase, State, Tomb};
+use super::{Applied, Chunk, Extent, Fixed, Node, Phase, State, Tomb};
 use crate::master::entry::{Answer, Change, Effect, Entry, Lsn};
 
 impl State {
@@ -19,8 +19,7 @@ impl State {
         }
         let (len, index, wanted) = self.appendable(file)?;
         let prev = index.checked_sub(1).and_then(|last| self.extents.get(&(file, last))).map(|extent| extent.chunk);
-        if prev.and_then(|prev| self.chunks.get(&prev)).is_some_and(|prev| !matches!(prev.phase, Phase::Sealed { .. }))
-        {
+        if prev.and_then(|prev| self.chunks.get(&prev)).is_some_and(|prev| !prev.has_end()) {
             return Err(Fault::new(Kind::Conflict, "the file's last chunk is not sealed"));
         }
         let handle = ChunkHandle(self.counters.next_chunk);
@@ -35,6 +34,7 @@ impl State {
             stale: vec![],
             wanted,
             opened_ms: entry.now_ms,
+            fixed: None,
         };
         self.put_chunk(handle, chunk);
         self.touch_file(lsn, entry, file, |_, chunks| *chunks += 1);
@@ -75,18 +75,27 @@ impl State {
         }
         let mut chunk = chunk.clone();
         let file = chunk.file;
-        self.inherit(file, entry.now_ms, dedup);
+        let fixed = chunk.fixed.take();
+        if fixed.is_some_and(|fixed| fixed.len != *len) {
+            return Err(Fault::new(Kind::Invalid, format!("chunk {handle} was re-opened: its length stays")));
+        }
+        // The table of a re-opened chunk stays with it.
+        if fixed.is_none() {
+            self.inherit(file, entry.now_ms, dedup);
+        }
         if *len == 0 {
             // Nothing in it: a file must not collect empty chunks while its chains keep failing.
             self.drop_last_chunk(lsn, entry, file, *handle);
             return Ok(Applied::new(Answer::Done, [Effect::Changed(file)]));
         }
-        chunk.stale = chunk.members.iter().copied().filter(|server| !holds(server)).collect();
+        let stale: Vec<_> = chunk.members.iter().copied().filter(|server| !holds(server)).collect();
+        chunk.stale.extend(stale);
         chunk.members.retain(holds);
         chunk.epoch = *epoch;
         chunk.phase = Phase::Sealed { len: *len, last_seq: *last_seq, digest: *digest };
         self.put_chunk(*handle, chunk);
-        self.touch_file(lsn, entry, file, |bytes, _| *bytes += u64::from(*len));
+        let more = if fixed.is_some() { 0 } else { u64::from(*len) };
+        self.touch_file(lsn, entry, file, |bytes, _| *bytes += more);
         Ok(Applied::new(Answer::Done, [Effect::Changed(file), Effect::Confirm(*handle)]))
     }
 
@@ -95,8 +104,39 @@ impl State {
         if matches!(chunk.phase, Phase::Sealed { .. }) {
             return Err(Fault::new(Kind::Sealed, format!("chunk {handle} is sealed")));
         }
+        if chunk.fixed.is_some() {
+            return Err(Fault::new(Kind::Conflict, format!("chunk {handle} was re-opened: it has content")));
+        }
         let file = chunk.file;
         self.drop_last_chunk(lsn, entry, file, handle);
+        Ok(Applied::new(Answer::Done, [Effect::Changed(file)]))
+    }
+
+    pub(super) fn reopen(&mut self, lsn: Lsn, entry: &Entry) -> Result<Applied, Fault> {
+        let Change::Reopen { chunk: handle, epoch, members, dropped } = &entry.change else {
+            unreachable!("called for this change only")
+        };
+        let chunk = self.chunk(*handle).ok_or_else(|| no_chunk(*handle))?;
+        let Phase::Sealed { len, digest, .. } = chunk.phase else {
+            return Err(Fault::new(Kind::Conflict, format!("chunk {handle} is not sealed")));
+        };
+        if *epoch <= chunk.epoch {
+            return Err(Fault::new(Kind::StaleEpoch, format!("chunk {handle} is past epoch {epoch}")));
+        }
+        let mut all = members.clone();
+        all.extend(dropped);
+        let is_all = all.len() == chunk.members.len() && all.iter().all(|server| chunk.members.contains(server));
+        if members.is_empty() || members.len() > MEMBERS_MAX || has_twins(&all) || !is_all {
+            return Err(Fault::new(Kind::Invalid, "a chunk is re-opened on holders, the others are dropped"));
+        }
+        let mut chunk = chunk.clone();
+        let file = chunk.file;
+        chunk.fixed = Some(Fixed { epoch: chunk.epoch, len, digest });
+        (chunk.phase, chunk.epoch, chunk.opened_ms) = (Phase::Open, *epoch, entry.now_ms);
+        chunk.members.clone_from(members);
+        chunk.stale.extend(dropped);
+        self.put_chunk(*handle, chunk);
+        self.touch_file(lsn, entry, file, |_, _| {});
         Ok(Applied::new(Answer::Done, [Effect::Changed(file)]))
     }
 

@@ -20,7 +20,8 @@ use wire::{ChunkHandle, ClusterId, Fault, InodeId, Kind, ServerId, Term};
 use super::entry::{Answer, Change, Effect, Entry, Lsn, ServerRecord};
 pub use query::{Listed, Place, TrashPage};
 pub use rows::{
-    Chunk, Counters, Drained, Dropped, Extent, Inode, Node, Pending, Phase, Remembered, Streams, Tomb, Trashed, Tuning,
+    Chunk, Counters, Drained, Dropped, Extent, Fixed, Inode, Node, Pending, Phase, Remembered, Streams, Tomb, Trashed,
+    Tuning,
 };
 pub use table::Row;
 use table::Table;
@@ -149,6 +150,7 @@ impl State {
             Change::SealStart { chunk, epoch } => self.seal_start(*chunk, *epoch),
             Change::Sealed { .. } => self.sealed(lsn, entry),
             Change::Abandon { chunk } => self.abandon(lsn, entry, *chunk),
+            Change::Reopen { .. } => self.reopen(lsn, entry),
             Change::AddReplica { chunk, server } => self.add_replica(*chunk, *server),
             Change::Freed { chunk, server } => self.freed(*chunk, *server),
             Change::Mkdir { path, .. } => self.mkdir(lsn, entry, path),

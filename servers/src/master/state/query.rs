@@ -8,7 +8,7 @@ use wire::namespace::{Attr, Entry as Named, Listing};
 use wire::{ChunkHandle, ClusterId, Fault, InodeId, Kind, NamePath, ServerId, Term};
 
 use super::names::{Found, not_a_directory, not_found};
-use super::{Chunk, Extent, Node, Phase, State, Tomb, Trashed};
+use super::{Chunk, Extent, Node, State, Tomb, Trashed};
 use crate::master::entry::{Lsn, ServerRecord};
 
 /// Bytes of one page at most: below the limit of a control message, with room.
@@ -230,11 +230,11 @@ impl State {
         }
     }
 
-    /// The last chunk of a file, when it is not sealed.
+    /// The last chunk of a file, when it takes appends or is being sealed for the first time.
     #[must_use]
     pub fn tail(&self, file: InodeId) -> Option<Place> {
         let last = self.chunk_count(file)?.checked_sub(1)?;
-        self.place(file, last).filter(|place| !matches!(place.chunk.phase, Phase::Sealed { .. }))
+        self.place(file, last).filter(|place| !place.chunk.has_end())
     }
 
     /// Chunks of a file, the open one included; `None` when there is no such file.
@@ -284,10 +284,9 @@ impl State {
                     if starts <= offset { low = middle + 1 } else { high = middle }
                 }
                 let Some(index) = low.checked_sub(1) else { return count };
-                let beyond = self.place(file, index).is_none_or(|place| {
-                    let sealed = matches!(place.chunk.phase, Phase::Sealed { .. });
-                    sealed && offset >= place.start + u64::from(place.chunk.len())
-                });
+                let beyond = self
+                    .place(file, index)
+                    .is_none_or(|place| place.chunk.has_end() && offset >= place.start + u64::from(place.chunk.len()));
                 if beyond { count } else { index }
             }
         }

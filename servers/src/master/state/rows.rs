@@ -122,12 +122,25 @@ pub struct Chunk {
     pub wanted: u32,
     /// Unix milliseconds.
     pub opened_ms: u64,
+    /// Re-opened and not sealed since: what it was sealed as before. Its length stays.
+    pub fixed: Option<Fixed>,
+}
+
+/// The content of a chunk when it was re-opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fixed {
+    /// Epoch of the seal.
+    pub epoch: Epoch,
+    /// Length, before and after.
+    pub len: u32,
+    /// Digest, before.
+    pub digest: [u8; 16],
 }
 
 /// Where a chunk stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// Its chain takes appends.
+    /// Its chain takes appends; or overwrites, when it was re-opened.
     Open,
     /// Its members are asked to promise this epoch.
     Sealing(Epoch),
@@ -146,7 +159,16 @@ impl Chunk {
     /// Its length as far as it is fixed.
     #[must_use]
     pub fn len(&self) -> u32 {
-        if let Phase::Sealed { len, .. } = self.phase { len } else { 0 }
+        match (self.phase, self.fixed) {
+            (Phase::Sealed { len, .. }, _) | (_, Some(Fixed { len, .. })) => len,
+            _ => 0,
+        }
+    }
+
+    /// Whether it takes no more appends: sealed, or re-opened for overwrites.
+    #[must_use]
+    pub fn has_end(&self) -> bool {
+        self.fixed.is_some() || matches!(self.phase, Phase::Sealed { .. })
     }
 
     /// Whether its length is fixed, to something.

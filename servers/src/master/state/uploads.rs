@@ -69,8 +69,9 @@ impl State {
             return Err(Fault::new(Kind::Invalid, format!("file {file} has {chunks} chunks, not that range of them")));
         };
         // At the end of the file nothing may follow an open chunk.
-        let must_be_sealed = if end == chunks { index.saturating_sub(1)..end } else { index..end };
-        if !must_be_sealed.into_iter().all(|index| self.is_sealed(file, index)) {
+        let before = index.checked_sub(1).filter(|_| end == chunks);
+        let has_end = |index| self.place(file, index).is_some_and(|place| place.chunk.has_end());
+        if !before.is_none_or(has_end) || !(index..end).all(|index| self.is_sealed(file, index)) {
             return Err(Fault::new(Kind::Unavailable, "the chunks to be replaced are not sealed yet"));
         }
         let (_, incoming) = self.finished_upload(upload)?;
