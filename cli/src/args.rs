@@ -10,7 +10,9 @@ use tokio::runtime;
 use crate::exit::{self, Code};
 use crate::logging::Logging;
 use crate::roles::Lifecycle;
-use crate::{bench, compat, completions, dev, disk, doctor, files, health, roles, scrub, settings, status, version};
+use crate::{
+    bench, compat, completions, dev, disk, doctor, files, health, key, roles, scrub, settings, status, version,
+};
 
 /// A distributed file system: acknowledged means durable on every replica.
 #[derive(Debug, Parser)]
@@ -47,6 +49,7 @@ pub(crate) enum Command {
     Fsck(disk::fsck::Fsck),
     Inspect(disk::inspect::Inspect),
     Disk(disk::manage::Disk),
+    Key(key::Key),
     Bench(bench::Bench),
     Completions(completions::Completions),
     Version(version::Version),
@@ -85,6 +88,7 @@ impl Command {
             | Self::Fsck(_)
             | Self::Inspect(_)
             | Self::Disk(_)
+            | Self::Key(_)
             | Self::Completions(_)
             | Self::Version(_) => runtime::Builder::new_current_thread(),
             _ => runtime::Builder::new_multi_thread(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use engine::runtime::Backend;
 use engine::store::{ReadConfig, STORE_MEMORY};
+use wire::ClusterKey;
 
 use super::budget::Budget;
 use crate::start::StartError;
@@ -44,6 +45,8 @@ pub struct Config {
     pub ring_bytes: Option<u64>,
     /// Everything on the disks is read and verified once in this time; zero: only when asked for.
     pub scrub_every: Duration,
+    /// What both sides of every connection must prove; `None`: connections are taken from anybody.
+    pub cluster_key: Option<ClusterKey>,
 }
 
 impl Config {
@@ -89,6 +92,7 @@ impl Config {
             pin: false,
             ring_bytes: None,
             scrub_every: Self::SCRUB_EVERY,
+            cluster_key: None,
         }
     }
 
