@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn random() -> [u8; 32] {
-        std::array::from_fn(|index| u8::try_from(index * 7 + 131 & 0xff).unwrap())
+        std::array::from_fn(|index| u8::try_from((index * 7 + 131) & 0xff).unwrap())
     }
 
     fn tag(key: &ClusterKey) -> [u8; MAC_LEN] {
