@@ -25,7 +25,8 @@ until grep -q '"event":"ready"' "$out/ready" 2>/dev/null; do
     sleep 0.1
 done
 HERCULES_MASTER=$(sed -n 's/.*"master":"\([^"]*\)".*/\1/p' "$out/ready" | head -n 1)
-export HERCULES_MASTER
+HERCULES_CLUSTER_KEY_FILE=$(sed -n 's/.*"cluster_key_file":"\([^"]*\)".*/\1/p' "$out/ready" | head -n 1)
+export HERCULES_MASTER HERCULES_CLUSTER_KEY_FILE
 
 for workload in put get append; do
     "$HERCULES" bench "$workload" "$@"

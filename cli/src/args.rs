@@ -11,8 +11,8 @@ use crate::exit::{self, Code};
 use crate::logging::Logging;
 use crate::roles::Lifecycle;
 use crate::{
-    bench, chunkservers, compat, completions, dev, disk, doctor, drain, files, health, repairs, roles, scrub, settings,
-    status, version,
+    bench, chunkservers, compat, completions, dev, disk, doctor, drain, files, health, key, repairs, roles, scrub,
+    settings, status, version,
 };
 
 /// A distributed file system: acknowledged means durable on every replica.
@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Fsck(disk::fsck::Fsck),
     Inspect(disk::inspect::Inspect),
     Disk(disk::manage::Disk),
+    Key(key::Key),
     Bench(bench::Bench),
     Completions(completions::Completions),
     Version(version::Version),
@@ -92,6 +93,7 @@ impl Command {
             | Self::Fsck(_)
             | Self::Inspect(_)
             | Self::Disk(_)
+            | Self::Key(_)
             | Self::Completions(_)
             | Self::Version(_) => runtime::Builder::new_current_thread(),
             _ => runtime::Builder::new_multi_thread(),

@@ -10,6 +10,7 @@ use wire::NamePath;
 
 use crate::address::Address;
 use crate::exit::{Code, Failure};
+use crate::key::KeyFile;
 
 /// Port of a master.
 pub(crate) const MASTER_PORT: u16 = 9090;
@@ -33,6 +34,8 @@ pub(crate) struct Cluster {
     /// How long one operation may take in all, repeats included
     #[arg(long, env = "HERCULES_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, help_heading = "Cluster")]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) key: KeyFile,
 }
 
 /// A master's address; what is missing is loopback and the usual port.
@@ -49,8 +52,9 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`Code::Unavailable`] when none does.
+    /// [`Code::Unavailable`] when none does, [`Code::Config`] when there is no key where one was named.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
+        let key = self.key.read()?;
         let masters: Vec<String> = self.master.iter().map(ToString::to_string).collect();
         let dials = masters.iter().map(|master| Box::pin(TcpStream::connect(master.clone())));
         let limit = CONNECT_LIMIT.min(self.timeout);
@@ -58,6 +62,7 @@ impl Cluster {
             Ok(Ok(_connection)) => {
                 let mut config = client::Config::new(masters);
                 config.deadline = self.timeout;
+                config.cluster_key = key;
                 return Ok(Client::new(config));
             }
             Ok(Err(error)) => error.to_string(),

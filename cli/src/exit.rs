@@ -126,6 +126,7 @@ fn code(kind: Kind) -> Code {
     match kind {
         Kind::NotFound => Code::NotFound,
         Kind::Invalid => Code::Usage,
+        Kind::Unauthorized => Code::Config,
         Kind::Unavailable | Kind::NotLeader => Code::Unavailable,
         Kind::Overloaded | Kind::Unknown | Kind::NotCommitted | Kind::StaleEpoch | Kind::NotPrimary | Kind::Sealed => {
             Code::TryAgain
@@ -141,6 +142,10 @@ fn remedy(kind: Kind) -> &'static str {
             "the cluster is busy or changing: repeat in a moment"
         }
         Kind::Unknown => "it may have happened: look with `hercules stat`, then repeat",
+        Kind::Unauthorized => {
+            "name the file with the cluster's key by --cluster-key-file or HERCULES_CLUSTER_KEY_FILE; \
+             `hercules dev` keeps it in its data folder as cluster.key"
+        }
         Kind::NoSpace => "delete files, or add a chunkserver",
         Kind::Corrupt => "`hercules stat --chunks` compares the replicas",
         _ => "",
@@ -162,6 +167,7 @@ mod tests {
             (Kind::Unknown, 75),
             (Kind::Exists, 1),
             (Kind::NoSpace, 1),
+            (Kind::Unauthorized, 78),
         ];
         for (kind, code) in cases {
             assert_eq!(of(kind), code, "{kind:?}");

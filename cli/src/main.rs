@@ -18,6 +18,7 @@ mod drain;
 mod exit;
 mod files;
 mod health;
+mod key;
 mod logging;
 mod output;
 mod progress;
@@ -79,6 +80,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Fsck(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Disk(command) => command.run(),
+            Command::Key(command) => command.run(),
             Command::Bench(command) => command.run().await,
             Command::Completions(command) => command.run(),
             Command::Version(command) => command.run(),

@@ -47,7 +47,8 @@ impl Dev {
 
     fn run(&self, args: &[&str]) -> String {
         let master = self.ready["master"].as_str().unwrap();
-        succeeded(hercules().args(args).args(["--master", master]).output().unwrap())
+        let key = self.ready["cluster_key_file"].as_str().unwrap();
+        succeeded(hercules().args(args).args(["--master", master, "--cluster-key-file", key]).output().unwrap())
     }
 }
 
@@ -87,6 +88,11 @@ fn a_dead_server_comes_back_where_it_was_and_the_end_leaves_nothing() {
         })
     });
     dev.run(&["stat", "--chunks", "/a"]);
+
+    let without_key = hercules().args(["status", "--master", &servers[0].2]).output().unwrap();
+    let error = String::from_utf8_lossy(&without_key.stderr).into_owned();
+    assert_eq!(without_key.status.code(), Some(78), "{error}");
+    assert!(error.contains("--cluster-key-file") && error.contains("cluster.key"), "{error}");
 
     let dir = dev.ready["dir"].as_str().unwrap().to_owned();
     drop(dev.child.stdin.take());

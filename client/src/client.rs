@@ -54,8 +54,8 @@ impl Client {
         let noise = Arc::new(Noise::new());
         let counters = Arc::new(Counters::default());
         let inner = Inner {
+            pool: Pool::new(config.cluster_key.clone(), Arc::clone(&noise), Arc::clone(&counters)),
             config: config.bounded(),
-            pool: Pool::new(Arc::clone(&noise), Arc::clone(&counters)),
             noise,
             counters,
             locations: LocationCache::default(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use wire::ClusterKey;
 use wire::limits::{PAYLOAD_LEN_MAX, WINDOW_LEN_MAX};
 
 /// No deadline is longer. An operation may be repeated for twice as long (a later one of its stream
@@ -20,13 +21,16 @@ pub struct Config {
     pub window: usize,
     /// Bytes one read may be ahead of its reader, at least 1 MiB. Default 8 MiB.
     pub read_window: usize,
+    /// What both sides of every connection prove. Without it only clusters without a key are reached, with
+    /// it only those that have the same. Default none.
+    pub cluster_key: Option<ClusterKey>,
 }
 
 impl Config {
     /// Defaults for these masters.
     #[must_use]
     pub fn new(masters: Vec<String>) -> Self {
-        Self { masters, deadline: Duration::from_secs(30), window: 32 << 20, read_window: 8 << 20 }
+        Self { masters, deadline: Duration::from_secs(30), window: 32 << 20, read_window: 8 << 20, cluster_key: None }
     }
 
     /// The same with every value inside its limits.

@@ -19,7 +19,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wire::frame::{self, HEADER_LEN, Header};
-use wire::hello::{Hello, HelloOk};
+use wire::handshake::{Dial, DialError, Step};
+use wire::hello::HelloOk;
 use wire::message::tag;
 use wire::{Body, Fault, Kind, Request};
 
@@ -39,6 +40,9 @@ const SLICES: usize = 64;
 
 /// Small answers are taken from one system call by the dozen; a payload this large goes past the buffer.
 const READ_BUFFER: usize = 16 << 10;
+
+/// A frame of a handshake has a few hundred bytes, a refusal about a thousand.
+const GREETING_LEN_MAX: u32 = 4 << 10;
 
 /// A frame as it goes out: header and fields in one piece, the payload as it was given.
 #[derive(Debug)]
@@ -126,21 +130,24 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    /// Dials and says hello, within `limit`.
-    pub(crate) async fn open(address: &str, hello: &Hello, limit: Duration) -> Outcome<Self> {
+    /// Dials and does the handshake, within `limit`.
+    pub(crate) async fn open(address: &str, mut handshake: Dial, limit: Duration) -> Outcome<Self> {
         let opening = async {
             let stream = TcpStream::connect(address).await.map_err(|error| no_connection(address, &error))?;
             prepare(&stream).map_err(|error| no_connection(address, &error))?;
             let (input, mut output) = stream.into_split();
             let mut input = BufReader::with_capacity(READ_BUFFER, input);
-            let head = frame::head(hello, 0, millis(limit), 0);
-            output.write_all(&head).await.map_err(|error| no_connection(address, &error))?;
-            let (_, reply) = receive(&mut input).await.map_err(|error| no_connection(address, &error))?;
-            let ok = reply.decode::<Hello>().map_err(|fault| match fault.kind {
-                Kind::Unknown => unreachable(format!("{address}: {}", fault.text)),
-                _ => fault,
-            })?;
-            Ok(Self::start(address, input, output, ok))
+            let mut bytes = handshake.hello(0, millis(limit));
+            loop {
+                output.write_all(&bytes).await.map_err(|error| no_connection(address, &error))?;
+                let (header, fields) = greeting(&mut input).await.map_err(|error| no_connection(address, &error))?;
+                match handshake.heard(&header, &fields) {
+                    Ok(Step::Send(next)) => bytes = next,
+                    Ok(Step::Open(ok)) => return Ok(Self::start(address, input, output, ok)),
+                    Err(DialError::Refused(fault)) if fault.kind != Kind::Unknown => return Err(fault),
+                    Err(error) => return Err(unreachable(format!("{address}: {error}"))),
+                }
+            }
         };
         let late = || Err(unreachable(format!("{address} does not answer within {} ms", limit.as_millis())));
         timeout(limit, opening).await.unwrap_or_else(|_| late())
@@ -364,6 +371,19 @@ async fn receive(input: &mut BufReader<OwnedReadHalf>) -> io::Result<(u64, Reply
         }
     }
     Ok((header.request_id, Reply { tag: header.tag, fields, payload: payload.freeze() }))
+}
+
+/// One frame of a handshake.
+async fn greeting(input: &mut BufReader<OwnedReadHalf>) -> io::Result<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER_LEN];
+    input.read_exact(&mut header).await?;
+    let header = Header::decode_exact(&header).map_err(io::Error::other)?;
+    if header.payload_len > 0 || header.fields_len > GREETING_LEN_MAX {
+        return Err(io::Error::other("not an answer to hello"));
+    }
+    let mut fields = vec![0; header.fields_len as usize];
+    input.read_exact(&mut fields).await?;
+    Ok((header, fields))
 }
 
 /// Memory on its way out, in order.

@@ -73,7 +73,7 @@ impl Inner {
 
     async fn ask_once<R: Request>(&self, address: &str, request: &R, limit: std::time::Duration) -> Outcome<R::Reply> {
         let deadline = now() + limit;
-        let conn = self.pool.get(address, 0, limit).await?;
+        let conn = self.pool.get(address, ServerId(0), 0, limit).await?;
         conn.call(request, left(deadline)).await.map(|(reply, _)| reply)
     }
 

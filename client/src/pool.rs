@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout};
+use wire::handshake;
 use wire::hello::{Hello, HelloOk, Role};
 use wire::member::Member;
-use wire::{ChunkHandle, ClusterId, Fault, Kind, Reason, ServerId, Term};
+use wire::{ChunkHandle, ClusterId, ClusterKey, Fault, Kind, Reason, ServerId, Term};
 
 use crate::clock::{Noise, left, now, random};
 use crate::conn::Conn;
@@ -31,6 +32,7 @@ const SERVERS_MAX: usize = 4096;
 pub(crate) struct Pool {
     servers: Mutex<HashMap<String, Server>>,
     cluster: Mutex<ClusterId>,
+    key: Option<ClusterKey>,
     boot: u64,
     noise: Arc<Noise>,
     counters: Arc<Counters>,
@@ -55,7 +57,7 @@ struct Slot {
 struct Dial {
     failures: u32,
     not_before: Option<Instant>,
-    last: String,
+    last: Option<Fault>,
 }
 
 impl Slot {
@@ -65,9 +67,9 @@ impl Slot {
 }
 
 impl Pool {
-    pub(crate) fn new(noise: Arc<Noise>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(key: Option<ClusterKey>, noise: Arc<Noise>, counters: Arc<Counters>) -> Self {
         let boot = u64::from_le_bytes(random());
-        Self { servers: Mutex::default(), cluster: Mutex::default(), boot, noise, counters }
+        Self { servers: Mutex::default(), cluster: Mutex::default(), key, boot, noise, counters }
     }
 
     /// A connection to the shard of `member` that owns `chunk`.
@@ -75,10 +77,12 @@ impl Pool {
     /// A server that runs another number of shards than the location says has restarted since: that
     /// is [`Kind::StaleEpoch`], because the location is outdated.
     pub(crate) async fn chunk(&self, member: &Member, chunk: ChunkHandle, limit: Duration) -> Outcome<Conn> {
-        let conn = self.get(&member.address, chunk.shard(member.shards.max(1)), limit).await.map_err(|fault| {
-            let outdated = fault.kind == Kind::Invalid;
-            if outdated { Fault::refused(Reason::StaleEpoch, 0, fault.text) } else { fault }
-        })?;
+        let conn = self.get(&member.address, member.server, chunk.shard(member.shards.max(1)), limit).await.map_err(
+            |fault| {
+                let outdated = fault.kind == Kind::Invalid;
+                if outdated { Fault::refused(Reason::StaleEpoch, 0, fault.text) } else { fault }
+            },
+        )?;
         if conn.hello().shards == member.shards {
             Ok(conn)
         } else {
@@ -87,8 +91,9 @@ impl Pool {
         }
     }
 
-    /// A living connection. Right after a failed dial it fails at once, for a pause that grows.
-    pub(crate) async fn get(&self, address: &str, shard: u32, limit: Duration) -> Outcome<Conn> {
+    /// A living connection to this server (zero: the master). Right after a failed dial it fails at once, for a
+    /// pause that grows.
+    pub(crate) async fn get(&self, address: &str, server: ServerId, shard: u32, limit: Duration) -> Outcome<Conn> {
         let slot = self.slot(address, shard);
         if let Some(conn) = slot.living() {
             return Ok(conn);
@@ -101,9 +106,11 @@ impl Pool {
             return Ok(conn);
         }
         if dial.not_before.is_some_and(|at| now() < at) {
-            return Err(unreachable(dial.last.clone()));
+            return Err(dial.last.clone().unwrap_or_else(|| unreachable(format!("{address} does not answer"))));
         }
-        match Conn::open(address, &self.hello(shard), left(deadline)).await {
+        let key = self.key.clone().map(|key| (key, random()));
+        let handshake = handshake::Dial::new(self.hello(shard), server, address, key);
+        match Conn::open(address, handshake, left(deadline)).await {
             Ok(conn) => {
                 *dial = Dial::default();
                 self.met(address, conn.hello());
@@ -113,7 +120,9 @@ impl Pool {
             Err(fault) => {
                 dial.not_before = Some(now() + pause(dial.failures, self.noise.next()));
                 dial.failures += 1;
-                dial.last.clone_from(&fault.text);
+                // What was refused for want of a key will be again; all else is worth another try.
+                let kind = if fault.kind == Kind::Unauthorized { fault.kind } else { Kind::Unavailable };
+                dial.last = Some(Fault::new(kind, fault.text.clone()));
                 self.suspect(address);
                 Err(fault)
             }

@@ -71,7 +71,7 @@ five_are_healthy() {
 
 hardened() {
     local service
-    for service in master chunkserver1 chunkserver2 chunkserver3 gateway; do
+    for service in key master chunkserver1 chunkserver2 chunkserver3 gateway; do
         docker inspect -f '{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.Config.User}} {{.HostConfig.SecurityOpt}}' \
             "hercules-$service" | grep -q '^true \[ALL\] 10001:10001 .*no-new-privileges.*seccomp' || return 1
     done
@@ -80,6 +80,14 @@ hardened() {
 answers() {
     curl -fsS "$gateway/health" | grep -q '"status":"healthy"' &&
         curl -fsS "$gateway/api/v1/list?path=./" | grep -q '"success":true'
+}
+
+# The key is there once for all, only its owner reads it, and only `key` may write to its volume.
+has_a_key() {
+    [ "$(docker exec hercules-master stat -c '%a %u' /keys/cluster.key)" = "600 10001" ] &&
+        ! docker exec hercules-chunkserver1 touch /keys/other 2>/dev/null &&
+        docker exec hercules-gateway hercules status --master master:9090 >/dev/null &&
+        ! docker exec -e HERCULES_CLUSTER_KEY_FILE= hercules-gateway hercules status --master master:9090 2>/dev/null
 }
 
 sum() { sha256sum | cut -d ' ' -f 1; }
@@ -105,7 +113,7 @@ leaves_nothing() {
 # What bears the cluster's names.
 foreign() {
     local name
-    for name in hercules-master hercules-chunkserver1 hercules-chunkserver2 hercules-chunkserver3 hercules-gateway; do
+    for name in hercules-key hercules-master hercules-chunkserver1 hercules-chunkserver2 hercules-chunkserver3 hercules-gateway; do
         docker container inspect "$name" >/dev/null 2>&1 && echo "$name"
     done
     docker volume ls -q --filter name='^hercules_'
@@ -126,6 +134,7 @@ ours=yes
 check "make build-all builds the three images" run build-all
 check "make up brings five healthy containers" comes_up
 check "they run without root, capabilities and a writable root" hardened
+check "they share a key, and nothing is said without it" has_a_key
 check "the gateway answers /health and lists the root" answers
 check "make health finds every service answering" run health
 check "100 MiB come back as they went in" goes_in_and_out

@@ -17,6 +17,8 @@ pub struct Config {
     pub window: usize,
     /// Bytes one download may be ahead of its client: the memory of one download. Default 4 MiB.
     pub read_window: usize,
+    /// What both sides of every connection to the cluster prove; `None` for a cluster without a key. Default none.
+    pub cluster_key: Option<wire::ClusterKey>,
     /// Every other bound.
     pub limits: Limits,
 }
@@ -31,6 +33,7 @@ impl Config {
             deadline: Duration::from_secs(30),
             window: 4 << 20,
             read_window: 4 << 20,
+            cluster_key: None,
             limits: Limits::default(),
         }
     }

@@ -62,6 +62,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     reach.deadline = config.deadline;
     reach.window = config.window;
     reach.read_window = config.read_window;
+    reach.cluster_key.clone_from(&config.cluster_key);
     serve(Client::new(reach), config).await
 }
 

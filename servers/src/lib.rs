@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod chunkserver;
 pub mod clock;
+mod door;
 pub mod master;
 pub mod start;
 

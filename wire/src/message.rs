@@ -22,6 +22,9 @@ pub mod tag {
         HELLO = 2,
         HELLO_OK = 3,
         DONE = 4,
+        CHALLENGE = 5,
+        PROOF = 6,
+        WELCOME = 7,
 
         APPEND = 16,
         APPEND_OK = 17,

@@ -11,6 +11,7 @@ use wire::clone::{CloneChunk, CrcsOk};
 use wire::fetch::Fetch;
 use wire::forward::{Commit, EntryKind, Forward, Up};
 use wire::frame::{self, Header};
+use wire::handshake::{Proof, Welcome};
 use wire::heartbeat::Register;
 use wire::hello::HelloOk;
 use wire::limits::{
@@ -152,7 +153,9 @@ fn no_server_without_shards_is_believed() {
     for (shards, want_ok) in [(0, false), (1, true)] {
         assert_eq!(survives(&create(vec![Member { shards, ..member() }], vec![])), want_ok);
         let (server, cluster, version) = (ServerId(1), ClusterId([1; 16]), String::new());
-        assert_eq!(survives(&HelloOk { server, boot: 1, cluster, shards, version }), want_ok);
+        let ok = HelloOk { server, boot: 1, cluster, shards, version };
+        assert_eq!(survives(&Welcome { hello: ok.clone(), mac: [0; 32] }), want_ok);
+        assert_eq!(survives(&ok), want_ok);
         assert_eq!(survives(&Register { shards, ..register("a:1") }), want_ok);
     }
 }
@@ -181,6 +184,8 @@ fn texts_and_lengths_of_control_messages_are_bounded() {
     for (len, want_ok) in [(ADDRESS_LEN_MAX, true), (ADDRESS_LEN_MAX + 1, false)] {
         let text = "x".repeat(len);
         assert_eq!(survives(&register(&text)), want_ok);
+        let proof = Proof { nonce: [1; 32], to: ServerId(1), address: text.clone(), mac: [2; 32] };
+        assert_eq!(survives(&proof), want_ok);
         assert_eq!(survives(&Register { zone: text.clone(), ..register("a:1") }), want_ok);
         assert_eq!(survives(&create(vec![Member { address: text, ..member() }], vec![])), want_ok);
     }

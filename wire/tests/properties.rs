@@ -28,6 +28,9 @@ macro_rules! for_every_control_message {
     ($check:ident($($argument:expr),*)) => {{
         $check::<wire::hello::Hello>($($argument),*)?;
         $check::<wire::hello::HelloOk>($($argument),*)?;
+        $check::<wire::handshake::Challenge>($($argument),*)?;
+        $check::<wire::handshake::Proof>($($argument),*)?;
+        $check::<wire::handshake::Welcome>($($argument),*)?;
         $check::<wire::message::Done>($($argument),*)?;
         $check::<wire::chain::Create>($($argument),*)?;
         $check::<wire::chain::Reopen>($($argument),*)?;

@@ -14,9 +14,11 @@ use engine::runtime::Backend;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use wire::ClusterKey;
 use wire::heartbeat::Liveness;
 
 use crate::exit::{Code, Failure};
+use crate::key::{self, KeyFile};
 use crate::output::{self, Output};
 use crate::roles::Ready;
 use crate::roles::chunkserver::parse_runtime;
@@ -65,6 +67,8 @@ pub(crate) struct Dev {
     #[arg(long, hide = true)]
     parent_pipe: bool,
     #[command(flatten)]
+    key: KeyFile,
+    #[command(flatten)]
     output: Output,
 }
 
@@ -77,9 +81,11 @@ impl Dev {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let mut stop = Stop::listen(self.parent_pipe)?;
         let home = Home::make(&self)?;
-        let plan = self.plan(home.path.clone());
+        let key_file = self.key_file(&home)?;
+        let key = KeyFile::at(key_file.clone()).read()?;
+        let plan = self.plan(home.path.clone(), key_file);
         let (events, mut happened) = mpsc::channel(64);
-        let mut cluster = Running { dev: self, servers: Vec::new(), events };
+        let mut cluster = Running { dev: self, key, servers: Vec::new(), events };
         let begun = tokio::select! {
             begun = cluster.begin(&plan) => begun.map(|()| None),
             reason = stop.asked() => Ok(Some(reason)),
@@ -93,9 +99,19 @@ impl Dev {
         ended
     }
 
-    fn plan(&self, dir: PathBuf) -> Plan {
+    /// The key of the cluster: the one that was named, or one in its folder, made when it is new.
+    fn key_file(&self, home: &Home) -> Result<PathBuf, Failure> {
+        if let Some(path) = self.key.path() {
+            return Ok(std::path::absolute(path)?);
+        }
+        let path = home.path.join("cluster.key");
+        key::make(&path)?;
+        Ok(path)
+    }
+
+    fn plan(&self, dir: PathBuf, key_file: PathBuf) -> Plan {
         let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
-        Plan::new(self, dir, cores)
+        Plan::new(self, dir, key_file, cores)
     }
 }
 
@@ -133,6 +149,7 @@ impl Drop for Home {
 /// The servers that have been started, in that order.
 struct Running {
     dev: Dev,
+    key: Option<ClusterKey>,
     servers: Vec<Server>,
     events: mpsc::Sender<Event>,
 }
@@ -168,7 +185,9 @@ impl Running {
 
     /// Waits until the master has heard from all chunkservers.
     async fn registered(&self, master: &str, want: usize) -> Result<(), Failure> {
-        let client = client::Client::new(client::Config::new(vec![master.to_owned()]));
+        let mut config = client::Config::new(vec![master.to_owned()]);
+        config.cluster_key.clone_from(&self.key);
+        let client = client::Client::new(config);
         let all_alive = async {
             loop {
                 let cluster = client.cluster().await?;
@@ -236,6 +255,7 @@ impl Running {
             "event": "ready",
             "pid": std::process::id(),
             "dir": plan.dir(),
+            "cluster_key_file": plan.key_file(),
             "master": self.ready("master").address,
             "gateway": format!("http://{}", self.ready("gateway").address),
             "servers": servers.collect::<Vec<_>>(),
@@ -253,6 +273,7 @@ fn welcome(gateway: &str, master: &str, plan: &Plan) -> String {
 
   try   curl -T README.md http://localhost:{port}/fs/hello
         curl http://localhost:{port}/fs/hello
+        export HERCULES_CLUSTER_KEY_FILE={}
         hercules put{flag} README.md /readme
         hercules stat --chunks{flag} /readme
         hercules status{flag}
@@ -262,6 +283,7 @@ fn welcome(gateway: &str, master: &str, plan: &Plan) -> String {
 ",
         plan.shape(),
         plan.replicas(),
-        plan.dir().display()
+        plan.dir().display(),
+        plan.key_file().display(),
     )
 }

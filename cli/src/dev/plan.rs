@@ -14,6 +14,7 @@ const CHUNKSERVER_PORT: u16 = 8081;
 #[derive(Debug)]
 pub(super) struct Plan {
     dir: PathBuf,
+    key_file: PathBuf,
     chunkservers: u16,
     replicas: u32,
     shards: u32,
@@ -33,10 +34,11 @@ pub(super) struct Spec {
 }
 
 impl Plan {
-    pub(super) fn new(dev: &Dev, dir: PathBuf, cores: u32) -> Self {
+    pub(super) fn new(dev: &Dev, dir: PathBuf, key_file: PathBuf, cores: u32) -> Self {
         let count = u32::from(dev.chunkservers);
         Self {
             dir,
+            key_file,
             chunkservers: dev.chunkservers,
             replicas: dev.replicas.unwrap_or(count.min(3)),
             shards: dev.shards.unwrap_or((cores / count).max(1)),
@@ -48,6 +50,10 @@ impl Plan {
 
     pub(super) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    pub(super) fn key_file(&self) -> &Path {
+        &self.key_file
     }
 
     pub(super) fn replicas(&self) -> u32 {
@@ -104,6 +110,7 @@ impl Plan {
             spec.flag("--data-dir", &dir);
             spec.dir = Some(dir);
         }
+        spec.flag("--cluster-key-file", &self.key_file);
         spec.flag("--grace", "10s");
         spec.args.extend(["--announce".into(), "--parent-pipe".into()]);
         spec
@@ -139,7 +146,7 @@ mod tests {
     fn plan(line: &str, cores: u32) -> Plan {
         let command = Dev::augment_args(clap::Command::new("dev"));
         let dev = Dev::from_arg_matches(&command.get_matches_from(line.split_whitespace())).unwrap();
-        Plan::new(&dev, "/d".into(), cores)
+        Plan::new(&dev, "/d".into(), "/d/k".into(), cores)
     }
 
     fn line(spec: &Spec) -> String {

@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::address::Address;
 use crate::cluster::parse_master;
 use crate::exit::{Code, Failure};
+use crate::key::KeyFile;
 use crate::output::Output;
 use crate::roles::chunkserver::parse_runtime;
 use crate::{bench, output, size};
@@ -48,6 +49,8 @@ pub(crate) struct Doctor {
     /// How long the disk and loopback are measured, together; 0s leaves it out
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
     time: Duration,
+    #[command(flatten)]
+    key: KeyFile,
     #[command(flatten)]
     output: Output,
 }
@@ -120,7 +123,7 @@ impl Doctor {
         for finding in network::ports().await {
             show(finding, &mut worst)?;
         }
-        for finding in network::reachable(&self.master).await {
+        for finding in network::reachable(&self.master, self.key.read()?).await {
             show(finding, &mut worst)?;
         }
         if !self.time.is_zero() {

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use wire::heartbeat::{ClusterOk, Liveness, ServerStatus};
+use wire::{ClusterKey, Kind};
 
 use super::Finding;
 use crate::address::{ADMIN_OFFSET, Address};
@@ -63,7 +64,7 @@ async fn is_hercules(data: u16) -> bool {
 }
 
 /// Whether masters and chunkservers answer, and whether the clock agrees with the master's.
-pub(super) async fn reachable(masters: &[Address]) -> Vec<Finding> {
+pub(super) async fn reachable(masters: &[Address], key: Option<ClusterKey>) -> Vec<Finding> {
     let asked = !masters.is_empty();
     let usual = parse_master("127.0.0.1").into_iter().collect::<Vec<_>>();
     let masters = if asked { masters } else { &usual };
@@ -76,10 +77,14 @@ pub(super) async fn reachable(masters: &[Address]) -> Vec<Finding> {
     }
     let mut config = client::Config::new(masters.iter().map(ToString::to_string).collect());
     config.deadline = LIMIT;
+    config.cluster_key = key;
     match Client::new(config).cluster().await {
         Ok(cluster) => {
             findings.extend(clock(&cluster).await);
             findings.extend(join_all(cluster.servers.iter().map(chunkserver)).await);
+        }
+        Err(error) if error.kind() == Kind::Unauthorized => {
+            findings.push(Finding::failed("cluster", error.to_string(), wire::handshake::REMEDY));
         }
         Err(error) => findings.push(Finding::failed(
             "cluster",

@@ -12,6 +12,7 @@ use super::{Lifecycle, Ready, admin};
 use crate::address::Address;
 use crate::cluster::parse_master;
 use crate::exit::Failure;
+use crate::key::KeyFile;
 use crate::signals::Stop;
 use crate::size;
 
@@ -71,6 +72,8 @@ pub(crate) struct Chunkserver {
     /// Give each shard a core of its own; false where several servers share a machine
     #[arg(long, env = "HERCULES_PIN", default_value = "true", action = ArgAction::Set, value_name = "BOOL")]
     pin: bool,
+    #[command(flatten)]
+    key: KeyFile,
     #[command(flatten)]
     pub(crate) lifecycle: Lifecycle,
 }
@@ -135,6 +138,7 @@ impl Chunkserver {
             ring_bytes: self.journal,
             idle_seal: Duration::from_secs(u64::from(self.idle_seal)),
             scrub_every: Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600),
+            cluster_key: self.key.read()?,
         };
         let Some(running) = self.lifecycle.start(&mut stop, chunkserver::start(config)).await? else { return Ok(()) };
         let admin = running.admin.map(|address| address.to_string()).unwrap_or_default();

@@ -9,6 +9,7 @@ use super::{Lifecycle, Ready, resolve};
 use crate::address::Address;
 use crate::cluster::parse_master;
 use crate::exit::Failure;
+use crate::key::KeyFile;
 use crate::signals::Stop;
 use crate::size;
 
@@ -34,6 +35,8 @@ pub(crate) struct Gateway {
     /// Bytes that one upload may have unacknowledged
     #[arg(long, env = "HERCULES_WINDOW", default_value = "4M", value_parser = size::parse, value_name = "SIZE")]
     window: u64,
+    #[command(flatten)]
+    key: KeyFile,
     #[command(flatten)]
     pub(crate) lifecycle: Lifecycle,
 }
@@ -62,6 +65,7 @@ impl Gateway {
         let mut config = Config::new(self.master.iter().map(ToString::to_string).collect());
         config.listen = resolve(&self.listen)?;
         config.deadline = self.timeout;
+        config.cluster_key = self.key.read()?;
         config.window = usize::try_from(self.window).unwrap_or(usize::MAX);
         config.limits.drain = self.lifecycle.grace;
         let Some(running) = self.lifecycle.start(&mut stop, gateway::start(config)).await? else { return Ok(()) };

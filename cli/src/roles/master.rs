@@ -10,6 +10,7 @@ use super::{Lifecycle, Ready, admin};
 use crate::address::Address;
 use crate::cluster::MASTER_PORT;
 use crate::exit::Failure;
+use crate::key::KeyFile;
 use crate::signals::Stop;
 
 /// Run a master
@@ -55,6 +56,8 @@ pub(crate) struct Master {
     /// How often the state is checkpointed, when it has changed
     #[arg(long, env = "HERCULES_CHECKPOINT_EVERY", default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
     checkpoint_every: Duration,
+    #[command(flatten)]
+    key: KeyFile,
     #[command(flatten)]
     pub(crate) lifecycle: Lifecycle,
 }
@@ -113,6 +116,7 @@ impl Master {
             upload_keep: self.upload_keep,
             gc_every: self.gc_every,
             checkpoint_every: self.checkpoint_every,
+            cluster_key: self.key.read()?,
             ..Config::new(self.listen.to_string(), self.data_dir)
         };
         let Some(running) = self.lifecycle.start(&mut stop, master::start(config)).await? else { return Ok(()) };

@@ -2,7 +2,7 @@
 //! are, which disks it has. Read by the control thread's tasks and, through `status`, by the admin port.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use engine::probe::Check;
@@ -14,12 +14,13 @@ use wire::{ClusterId, ServerId};
 
 use super::disks::Disk;
 use super::mailbox::{ShardStatus, ToShard};
+use crate::door::Door;
 
 /// A shard that does not say how it is for so long is stuck.
 const SHARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Shared by the threads of one chunkserver.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Board {
     /// This start.
     pub(crate) boot: u64,
@@ -28,7 +29,9 @@ pub(crate) struct Board {
     pub(super) found: OnceLock<Found>,
     disks: OnceLock<Vec<Arc<Disk>>>,
     pub(super) is_registered: AtomicBool,
-    pub(super) refused_count: AtomicU64,
+    /// The door of the data port.
+    pub(crate) door: Door,
+    address: Mutex<String>,
     pub(super) reconnect_count: AtomicU64,
 }
 
@@ -42,8 +45,28 @@ pub(crate) struct Found {
 }
 
 impl Board {
-    pub(crate) fn new(boot: u64) -> Arc<Self> {
-        Arc::new(Self { boot, ..Self::default() })
+    pub(crate) fn new(boot: u64, door: Door) -> Arc<Self> {
+        Arc::new(Self {
+            boot,
+            door,
+            address: Mutex::default(),
+            identity: OnceLock::new(),
+            shards: OnceLock::new(),
+            found: OnceLock::new(),
+            disks: OnceLock::new(),
+            is_registered: AtomicBool::default(),
+            reconnect_count: AtomicU64::default(),
+        })
+    }
+
+    /// Where others reach this server, as the master was told.
+    pub(crate) fn set_address(&self, address: String) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+
+    /// As [`Board::set_address`]; empty before.
+    pub(crate) fn address(&self) -> String {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who this server is. Once.
@@ -90,11 +113,6 @@ impl Board {
     /// How many shards serve; zero until they do.
     pub(crate) fn shards(&self) -> u32 {
         u32::try_from(self.mailboxes().len()).unwrap_or(u32::MAX)
-    }
-
-    /// A connection was refused.
-    pub(crate) fn refused_one(&self) {
-        self.refused_count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The master knows this server, or no longer hears it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use engine::runtime::Backend;
 use engine::store::{ReadConfig, STORE_MEMORY};
+use wire::ClusterKey;
 
 use super::budget::Budget;
 use crate::start::StartError;
@@ -46,6 +47,8 @@ pub struct Config {
     pub scrub_every: Duration,
     /// A head without work for so long seals its chunk.
     pub idle_seal: Duration,
+    /// What both sides of every connection must prove; `None`: connections are taken from anybody.
+    pub cluster_key: Option<ClusterKey>,
 }
 
 impl Config {
@@ -94,6 +97,7 @@ impl Config {
             ring_bytes: None,
             scrub_every: Self::SCRUB_EVERY,
             idle_seal: Self::IDLE_SEAL,
+            cluster_key: None,
         }
     }
 

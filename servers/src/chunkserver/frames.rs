@@ -48,6 +48,11 @@ impl Received {
         frame::open(&self.header, &self.fields).map_err(|cause| self.malformed(cause))
     }
 
+    /// The fields as they came, unverified.
+    pub(crate) fn fields(&self) -> &[u8] {
+        &self.fields
+    }
+
     /// This frame breaks the connection.
     pub(crate) fn malformed(&self, cause: Malformed) -> Broken {
         Broken::Message { tag: self.header.tag, cause }

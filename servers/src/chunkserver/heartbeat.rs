@@ -13,19 +13,21 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use wire::frame::{self, HEADER_LEN, Header};
+use wire::handshake::{Dial, DialError, Step};
 use wire::heartbeat::{Heartbeat, HeartbeatOk, Register, Registered};
 use wire::hello::{Hello, HelloOk, Role};
 use wire::limits::PAGE_ENTRIES_MAX;
 use wire::locate::{LocateChunk, Locations};
 use wire::member::Member;
 use wire::message::tag;
-use wire::{Body, ClusterId, Fault, Request, ServerId, Term};
+use wire::{Body, ClusterId, ClusterKey, Fault, Request, ServerId, Term};
 
 use super::board::Board;
 use super::desk::{Desk, Key, Letter};
 use super::mailbox::ToControl;
 use super::status::space_of;
 use crate::clock;
+use crate::door;
 
 /// How often the master hears from this server.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -56,6 +58,8 @@ pub(crate) struct Introduction {
     pub(crate) shards: u32,
     /// Failure zone.
     pub(crate) zone: String,
+    /// What both sides of the connection prove.
+    pub(crate) key: Option<ClusterKey>,
 }
 
 /// Who it is by its disk; all zero for a fresh one.
@@ -117,13 +121,28 @@ impl Conversation {
                 shard: 0,
                 term: Term::default(),
             };
-            let HelloOk { cluster, .. } = it.call(&hello).await?;
+            let key = intro.key.clone().map(|key| (key, door::nonce()));
+            let HelloOk { cluster, .. } = it.greet(Dial::new(hello, ServerId::default(), address, key)).await?;
             if owner.cluster != ClusterId::default() && cluster != owner.cluster {
                 return Err(Lost::OtherCluster { address: address.to_owned(), theirs: cluster, ours: owner.cluster });
             }
             Ok(it)
         };
         timeout(MASTER_TIMEOUT, open).await.unwrap_or_else(|_| Err(timed_out().into()))
+    }
+
+    async fn greet(&mut self, mut dial: Dial) -> Result<HelloOk, Lost> {
+        let mut frame = dial.hello(0, u32::try_from(MASTER_TIMEOUT.as_millis()).unwrap_or(u32::MAX));
+        loop {
+            self.output.write_all(&frame).await?;
+            let (header, fields) = self.input.next().await?;
+            match dial.heard(&header, &fields) {
+                Ok(Step::Send(next)) => frame = next,
+                Ok(Step::Open(hello)) => return Ok(hello),
+                Err(DialError::Refused(fault)) => return Err(Lost::Refused(fault)),
+                Err(DialError::Malformed(malformed)) => return Err(Lost::Nonsense(malformed.to_string())),
+            }
+        }
     }
 
     /// Registers; the id is durable at the master.
@@ -276,6 +295,7 @@ pub(crate) async fn converse(
             Ok(conversation) => {
                 tracing::info!(address, "registered with the master");
                 pause = RETRY.0;
+                board.set_address(intro.address(conversation.local));
                 board.set_registered(true);
                 let lost = talk(conversation, &board, &mut desk, &mut from_shards).await;
                 board.set_registered(false);
@@ -484,6 +504,7 @@ mod tests {
             boot: 1,
             shards: 1,
             zone: String::new(),
+            key: None,
         }
     }
 

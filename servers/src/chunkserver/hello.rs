@@ -1,45 +1,30 @@
-//! The data port: every connection says HELLO within a deadline, then its socket goes to the shard
+//! The data port: every connection passes the door within a deadline, then its socket goes to the shard
 //! it named, once; after that no byte crosses a core.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use wire::frame::{self, HEADER_LEN, Header};
 use wire::hello::{Hello, HelloOk, Role};
-use wire::{ClusterId, Fault, Kind};
+use wire::{ClusterId, Fault, Kind, Reason};
 
 use super::board::Board;
 use super::mailbox::ToShard;
-
-/// Who has not said hello by now is not one of ours.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Connections that may be saying hello at a time.
-const GREETINGS_MAX: usize = 512;
-
-/// A hello has a few dozen bytes; a longer one is not one.
-const HELLO_LEN_MAX: u32 = 1024;
 
 /// A peer that is silent for so long is asked by the kernel whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Accepts connections for ever.
 pub(crate) async fn accept(listener: TcpListener, board: Arc<Board>) {
-    let places = Arc::new(Semaphore::new(GREETINGS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Some(place) = board.door.place().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let board = Arc::clone(&board);
                 tokio::spawn(async move {
-                    let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(stream, &board)).await;
-                    let why = greeted.unwrap_or_else(|_| Err("no hello in time".into()));
-                    if let Err(why) = why {
-                        board.refused_one();
-                        tracing::warn!(%peer, %why, "connection refused");
+                    if let Err(error) = greet(stream, peer, &board).await {
+                        tracing::debug!(%peer, %error, "connection lost");
                     }
                     drop(place);
                 });
@@ -53,42 +38,28 @@ pub(crate) async fn accept(listener: TcpListener, board: Arc<Board>) {
     }
 }
 
-async fn greet(mut stream: TcpStream, board: &Board) -> Result<(), String> {
-    let said = |error: std::io::Error| error.to_string();
-    stream.set_nodelay(true).map_err(said)?;
+async fn greet(mut stream: TcpStream, peer: SocketAddr, board: &Board) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 6);
-    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(said)?;
-    let (request_id, hello) = receive(&mut stream).await?;
-    if let Err(fault) = check(&hello, board.cluster(), board.shards()) {
-        let _ = stream.write_all(&frame::head(&fault, request_id, 0, 0)).await;
-        return Err(fault.text);
-    }
-    let ok = HelloOk {
-        server: board.server(),
-        boot: board.boot,
-        cluster: board.cluster(),
-        shards: board.shards(),
-        version: env!("CARGO_PKG_VERSION").into(),
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    let welcome = |hello: &Hello, dialled: Option<&str>| {
+        check(hello, board.cluster(), board.shards())?;
+        check_address(dialled, &board.address())?;
+        Ok(HelloOk {
+            server: board.server(),
+            boot: board.boot,
+            cluster: board.cluster(),
+            shards: board.shards(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
     };
-    stream.write_all(&frame::head(&ok, request_id, 0, 0)).await.map_err(said)?;
+    let Some(hello) = board.door.greet(&mut stream, peer, board.server(), welcome).await else { return Ok(()) };
     let shard = hello.shard;
-    let stream = stream.into_std().map_err(said)?;
-    let handed = board.tell(shard, ToShard::Connection { stream, hello }).await;
-    if handed { Ok(()) } else { Err(format!("shard {shard} has stopped")) }
-}
-
-/// Reads exactly one frame: what follows belongs to the shard.
-async fn receive(stream: &mut TcpStream) -> Result<(u64, Hello), String> {
-    let mut head = [0; HEADER_LEN];
-    stream.read_exact(&mut head).await.map_err(|error| format!("before hello: {error}"))?;
-    let header = Header::decode_exact(&head).map_err(|error| error.to_string())?;
-    if header.fields_len > HELLO_LEN_MAX {
-        return Err(format!("{} bytes are too many for a hello", header.fields_len));
+    let stream = stream.into_std()?;
+    if !board.tell(shard, ToShard::Connection { stream, hello }).await {
+        tracing::warn!(%peer, shard, "connection dropped: the shard has stopped");
     }
-    let mut fields = vec![0; header.fields_len as usize];
-    stream.read_exact(&mut fields).await.map_err(|error| format!("inside hello: {error}"))?;
-    let hello = frame::open(&header, &fields).map_err(|error| error.to_string())?;
-    Ok((header.request_id, hello))
+    Ok(())
 }
 
 /// Whether this connection belongs here.
@@ -106,6 +77,18 @@ fn check(hello: &Hello, cluster: ClusterId, shards: u32) -> Result<(), Fault> {
         return Err(Fault::new(Kind::Invalid, "this is a chunkserver's data port, not the master's"));
     }
     Ok(())
+}
+
+/// Whether the server was meant at the address that was dialled. Whoever got hold of an address that
+/// was ours before must not pass its callers on to us and sit in between.
+fn check_address(dialled: Option<&str>, ours: &str) -> Result<(), Fault> {
+    match dialled {
+        Some(dialled) if !ours.is_empty() && dialled != ours => {
+            let text = format!("this server is reached at {ours}, not at {dialled}: ask the master again");
+            Err(Fault::refused(Reason::StaleEpoch, 0, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -131,5 +114,14 @@ mod tests {
     #[test]
     fn a_shard_that_does_not_exist_is_refused() {
         assert_eq!(check(&hello(), HOME, 1).map_err(|fault| fault.kind), Err(Kind::Invalid));
+    }
+
+    #[test]
+    fn a_caller_that_proved_another_address_was_passed_on_by_somebody() {
+        assert_eq!(check_address(Some("a:1"), "a:1"), Ok(()));
+        let passed_on = check_address(Some("b:1"), "a:1");
+        assert_eq!(passed_on.map_err(|fault| fault.kind), Err(Kind::StaleEpoch));
+        assert_eq!(check_address(None, "a:1"), Ok(()), "without a key nothing is proven");
+        assert_eq!(check_address(Some("b:1"), ""), Ok(()), "it does not know its address yet");
     }
 }

@@ -14,7 +14,7 @@ use engine::runtime::shard::{ShardConfig, Spawn};
 use engine::store::{DiskLock, OpenError, ReadConfig, ShardSeed, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle as Task;
-use wire::{ClusterId, ServerId};
+use wire::{ClusterId, Kind, ServerId, handshake};
 
 use super::board::{Board, Found};
 use super::budget::Budget;
@@ -27,6 +27,7 @@ use super::open::{self, Recovered, disk_error};
 use super::shard::{Me, Shard};
 use super::stores::{OnDisk, Stores};
 use crate::admin::{self, AdminServer};
+use crate::door::Door;
 use crate::start::StartError;
 
 /// Messages that wait for a shard.
@@ -68,7 +69,7 @@ pub(crate) async fn launch<R: Spawn>(config: Config) -> Result<Server, StartErro
     let listener = admin::listen(&config.listen, "data port").await?;
     let address = admin::local_address(&listener)?;
     let found = open::find(&config).await?;
-    let board = Board::new(random_u64()?);
+    let board = Board::new(random_u64()?, Door::new(config.cluster_key.clone()));
     let admin = match &config.admin {
         Some(address) => Some(admin::serve(address, Arc::clone(&board)).await?),
         None => None,
@@ -81,6 +82,7 @@ pub(crate) async fn launch<R: Spawn>(config: Config) -> Result<Server, StartErro
         boot: board.boot,
         shards,
         zone: config.zone.clone(),
+        key: config.cluster_key.clone(),
     };
     let (server, cluster) = match found.owner() {
         Some((root, owner)) => {
@@ -92,7 +94,12 @@ pub(crate) async fn launch<R: Spawn>(config: Config) -> Result<Server, StartErro
         None => {
             let registered = heartbeat::introduce(&intro).await.map_err(|fault| {
                 let what = format!("the master refused to register this server: {fault}");
-                StartError::config(what, "check --master, and that the data directory is the one you mean")
+                let remedy = if fault.kind == Kind::Unauthorized {
+                    handshake::REMEDY
+                } else {
+                    "check --master, and that the data directory is the one you mean"
+                };
+                StartError::config(what, remedy)
             })?;
             (registered.server, registered.cluster)
         }
@@ -138,6 +145,9 @@ async fn refuse_other_cluster(intro: &Introduction, owner: &DiskOwner, root: &Pa
                     "point --master at the cluster this disk belongs to, or give an empty data directory",
                 ));
             }
+            Err(Lost::Refused(fault)) if fault.kind == Kind::Unauthorized => {
+                return Err(StartError::config(fault.text, handshake::REMEDY));
+            }
             Err(error) => tracing::warn!(address, %error, "master not reached, starting without it"),
         }
     }
@@ -154,6 +164,7 @@ async fn start_shards<R: Spawn>(
     let shards = config.shard_count();
     let memory = usize::try_from(config.memory_per_shard).unwrap_or(usize::MAX);
     let (scrub_every, idle_seal) = (config.scrub_every, config.idle_seal);
+    let key = config.cluster_key.as_ref();
     let (reads, budget) = (config.reads(), config.budget());
     let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (mut threads, mut mailboxes, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
@@ -163,6 +174,7 @@ async fn start_shards<R: Spawn>(
         let (mailbox, mail) = mpsc::channel(MAILBOX_MAX);
         let (ready, is_ready) = oneshot::channel();
         let control = to_control.clone();
+        let key = key.cloned();
         let work = move |rt: R| async move {
             match start_stores(&rt, part, reads, is_incomplete).await {
                 Ok(stores) => {
@@ -170,6 +182,7 @@ async fn start_shards<R: Spawn>(
                     let shard = Shard::new(rt, me, stores, budget, control);
                     shard.scrub_every(scrub_every);
                     shard.idle_seal(idle_seal);
+                    shard.use_key(key);
                     // An error means that the start was given up; the mailbox ends the shard then.
                     let _ = ready.send(Ok(()));
                     shard.run(mail).await;

@@ -6,13 +6,15 @@
 use std::time::Duration;
 
 use engine::runtime::Runtime;
+use wire::handshake::{Dial, DialError, Step};
 use wire::hello::{Hello, HelloOk, Role};
 use wire::member::Member;
 use wire::message::{Malformed, tag};
-use wire::{Fault, Request, Term};
+use wire::{ClusterKey, Fault, Request, Term};
 
 use super::frames::{Broken, FrameReader, Received};
 use super::shard::Shard;
+use crate::door;
 
 /// A member that takes no connection for so long is not there.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -82,6 +84,13 @@ impl<R: Runtime> Peer<R> {
     }
 }
 
+impl<R: Runtime> Shard<R> {
+    /// What both sides of every connection to another member prove, from now on.
+    pub(crate) fn use_key(&self, key: Option<ClusterKey>) {
+        *self.key.borrow_mut() = key;
+    }
+}
+
 /// Connects to a shard of another member, says hello, and waits for the answer; all within
 /// [`DIAL_TIMEOUT`].
 pub(crate) async fn dial<R: Runtime>(
@@ -105,7 +114,7 @@ async fn greet<R: Runtime>(
         std::io::Error::new(std::io::ErrorKind::NotFound, format!("cannot resolve {}", member.address))
     })?;
     let (reader, mut writer) = shard.rt.connect(address).await?;
-    let hello = Hello {
+    let mine = Hello {
         role: Role::Member,
         server: shard.me.server,
         boot: shard.me.boot,
@@ -113,14 +122,22 @@ async fn greet<R: Runtime>(
         shard: to_shard,
         term: Term::default(),
     };
-    shard.rt.send_all(&mut writer, wire::frame::head(&hello, 1, 0, 0), None).await?;
     let mut reader = FrameReader::new(shard.rt.clone(), reader);
-    let frame = expect_frame(&mut reader).await?;
-    if frame.header.tag == tag::FAULT {
-        let fault: Fault = frame.open()?;
-        return Err(std::io::Error::other(format!("{} refused: {fault}", member.address)).into());
-    }
-    let hello: HelloOk = frame.open()?;
+    let key = shard.key.borrow().clone().map(|key| (key, door::nonce()));
+    let mut handshake = Dial::new(mine, member.server, &member.address, key);
+    let mut bytes = handshake.hello(1, 0);
+    let hello = loop {
+        shard.rt.send_all(&mut writer, bytes, None).await?;
+        let frame = expect_frame(&mut reader).await?;
+        match handshake.heard(&frame.header, frame.fields()) {
+            Ok(Step::Send(next)) => bytes = next,
+            Ok(Step::Open(hello)) => break hello,
+            Err(DialError::Refused(fault)) => {
+                return Err(std::io::Error::other(format!("{} refused: {fault}", member.address)).into());
+            }
+            Err(DialError::Malformed(cause)) => return Err(frame.malformed(cause)),
+        }
+    };
     if hello.server != member.server {
         let text = format!("{} is server {}, not {}", member.address, hello.server, member.server);
         return Err(std::io::Error::other(text).into());

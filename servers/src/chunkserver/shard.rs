@@ -13,7 +13,7 @@ use engine::store::View;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use wire::heartbeat::ChunkReport;
 use wire::member::{Member, ReplicaState};
-use wire::{ChunkHandle, ClusterId, Fault, Request, ServerId};
+use wire::{ChunkHandle, ClusterId, ClusterKey, Fault, Request, ServerId};
 
 use super::budget::Budget;
 use super::config::Config;
@@ -82,6 +82,7 @@ pub(crate) struct Inner<R: Runtime> {
     pub(super) reported: RefCell<BTreeMap<ChunkHandle, Duration>>,
     pub(super) control: mpsc::Sender<ToControl>,
     stopping: Cell<bool>,
+    pub(super) key: RefCell<Option<ClusterKey>>,
     pub(super) scrub_every: Cell<Duration>,
     pub(super) scrub_asked: Cell<u64>,
     pub(super) scrub_wake: Notify,
@@ -121,6 +122,7 @@ impl<R: Runtime> Shard<R> {
             control,
             reported: RefCell::default(),
             stopping: Cell::new(false),
+            key: RefCell::default(),
             scrub_every: Cell::default(),
             scrub_asked: Cell::default(),
             scrub_wake: Notify::new(),

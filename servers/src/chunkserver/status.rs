@@ -89,11 +89,8 @@ impl Admin for Board {
             "Times the master took this server in.",
             self.reconnect_count.load(Relaxed),
         );
-        out.counter(
-            "hercules_refused_connections_total",
-            "Connections refused before or at their hello.",
-            self.refused_count.load(Relaxed),
-        );
+        let refused = self.door.refused().map(|(why, count)| ([("why", why.name().to_owned())], count));
+        out.counters("hercules_refused_connections_total", "Connections refused at the door, by reason.", refused);
         let space = space_of(self.disks(), &statuses);
         out.gauge("hercules_disk_size_bytes", "Size of the file system.", as_f64(space.total));
         out.gauge("hercules_disk_free_bytes", "Free for new chunks.", as_f64(space.free));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info, warn};
 use wire::heartbeat::{Cluster, Heartbeat, Register};
 use wire::hello::{Hello, HelloOk};
@@ -26,8 +26,6 @@ use crate::clock;
 const IN_FLIGHT_MAX: usize = 256;
 /// A request without a deadline of its own, or with a later one.
 const DEADLINE_MAX: Duration = Duration::from_secs(30);
-/// HELLO comes at once.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection without a request for this long is closed: forgotten ones must not keep servers out.
 const IDLE_MAX: Duration = Duration::from_secs(15 * 60);
 /// Largest request: a page of reports has 1,000 lines of 80 bytes.
@@ -38,15 +36,18 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 impl Master {
     /// Accepts until the master stops.
     pub(super) async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(self.config.connections_max));
+        let served = Arc::new(Semaphore::new(self.config.connections_max));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Some(place) = self.door.place().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let master = Arc::clone(&self);
+                    let (master, served) = (Arc::clone(&self), Arc::clone(&served));
                     self.spawn(async move {
-                        master.serve(stream, peer).await;
+                        let greeted = master.greet(stream, peer, served).await;
                         drop(place);
+                        if let Some((stream, _served)) = greeted {
+                            master.serve(stream, peer).await;
+                        }
                     });
                 }
                 Err(error) => {
@@ -58,11 +59,29 @@ impl Master {
         }
     }
 
-    async fn serve(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// The handshake. Strangers are counted apart: they must not take the places of those with the key.
+    async fn greet(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        served: Arc<Semaphore>,
+    ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%peer, %error, "connection lost");
-            return;
+            return None;
         }
+        let mut taken = None;
+        let welcome = |hello: &Hello, _: Option<&str>| {
+            let ok = self.hello(hello)?;
+            let full = || Fault::new(Kind::Overloaded, "the master serves as many connections as it may: try again");
+            taken = Some(served.try_acquire_owned().map_err(|_| full())?);
+            Ok(ok)
+        };
+        self.door.greet(&mut stream, peer, ServerId::default(), welcome).await?;
+        Some((stream, taken?))
+    }
+
+    async fn serve(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let (read, mut write) = stream.into_split();
         let (answers, mut queue) = mpsc::channel::<Vec<u8>>(IN_FLIGHT_MAX);
         let writer = async move {
@@ -104,19 +123,6 @@ impl Master {
         peer: SocketAddr,
         server: &mut Option<(ServerId, u64)>,
     ) {
-        let hello = tokio::time::timeout(HELLO_TIMEOUT, frames::read(&mut read, FIELDS_MAX)).await;
-        let hello = match hello {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return,
-            Ok(Err(error)) => return info!(%peer, %error, "connection refused: not a peer"),
-            Err(_) => return info!(%peer, "connection refused: no hello"),
-        };
-        let id = hello.header.request_id;
-        let reply = self.hello(&hello);
-        let welcome = reply.is_ok();
-        if answers.send(encode(&reply, id)).await.is_err() || !welcome {
-            return;
-        }
         let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -144,12 +150,7 @@ impl Master {
         }
     }
 
-    fn hello(&self, frame: &Frame) -> Result<HelloOk, Fault> {
-        let invalid = |error: Malformed| Fault::new(Kind::Invalid, format!("a connection begins with HELLO: {error}"));
-        if frame.header.tag != Hello::TAG {
-            return Err(invalid(Malformed::Tag(frame.header.tag)));
-        }
-        let hello = Hello::decode(&frame.fields).map_err(invalid)?;
+    fn hello(&self, hello: &Hello) -> Result<HelloOk, Fault> {
         if hello.cluster != ClusterId::default() && hello.cluster != self.cluster() {
             let said = format!("this is cluster {}, not {}", self.cluster(), hello.cluster);
             return Err(Fault::new(Kind::Conflict, said));

@@ -174,6 +174,12 @@ impl Master {
         ] {
             out.counter(name, help, count.get());
         }
+        let refused = self.door.refused().map(|(why, count)| ([("why", why.name().to_owned())], count));
+        out.counters(
+            "hercules_master_refused_connections_total",
+            "Connections refused at the door, by reason.",
+            refused,
+        );
         self.render_log(&mut out);
         self.render_state(&mut out);
         self.render_repairs(&mut out);

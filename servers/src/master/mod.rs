@@ -39,6 +39,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
+use wire::ClusterKey;
 
 use crate::StartError;
 use crate::admin::{self, AdminServer};
@@ -78,6 +79,8 @@ pub struct Config {
     pub checkpoint_every: Duration,
     /// Connections served at a time. Default 4,096.
     pub connections_max: usize,
+    /// What both sides of every connection must prove; `None`: connections are taken from anybody.
+    pub cluster_key: Option<ClusterKey>,
 }
 
 impl Config {
@@ -99,6 +102,7 @@ impl Config {
             gc_every: Duration::from_secs(10),
             checkpoint_every: Duration::from_secs(5),
             connections_max: 4096,
+            cluster_key: None,
         }
     }
 

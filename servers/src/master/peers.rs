@@ -10,12 +10,14 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use wire::hello::{Hello, HelloOk, Role};
+use wire::handshake::{Dial, DialError, Step};
+use wire::hello::{Hello, Role};
 use wire::limits::CONTROL_LEN_MAX;
 use wire::member::Member;
-use wire::{Body, ChunkHandle, ClusterId, Fault, Request, ServerId, Term};
+use wire::{Body, ChunkHandle, ClusterId, ClusterKey, Fault, Request, ServerId, Term};
 
 use super::frames::{self, Frame};
+use crate::door;
 
 /// Dialling and HELLO: a server that is there answers in a fraction of it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -48,6 +50,7 @@ pub(super) struct Identity {
 #[derive(Debug)]
 pub(super) struct Peers {
     identity: Identity,
+    key: Option<ClusterKey>,
     links: Mutex<HashMap<(String, u32), Arc<Link>>>,
 }
 
@@ -71,8 +74,8 @@ struct Live {
 }
 
 impl Peers {
-    pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, links: Mutex::default() }
+    pub(super) fn new(identity: Identity, key: Option<ClusterKey>) -> Self {
+        Self { identity, key, links: Mutex::default() }
     }
 
     /// Asks `member`'s shard of `chunk`. Dropping the future forgets the answer, nothing else.
@@ -138,10 +141,20 @@ impl Peers {
         let mut read = BufReader::new(read);
         let Identity { boot, cluster, term } = self.identity;
         let hello = Hello { role: Role::Master, server: ServerId::default(), boot, cluster, shard, term };
-        write.write_all(&wire::frame::head(&hello, 0, 0, 0)).await.map_err(|error| unreachable(&error))?;
-        let frame = frames::read(&mut read, CONTROL_LEN_MAX).await.map_err(|error| unreachable(&error))?;
-        let frame = frame.ok_or_else(|| unreachable(&"closed instead of saying hello"))?;
-        let hello: HelloOk = decode(&frame)?;
+        let key = self.key.clone().map(|key| (key, door::nonce()));
+        let mut handshake = Dial::new(hello, member.server, &member.address, key);
+        let mut bytes = handshake.hello(0, 0);
+        let hello = loop {
+            write.write_all(&bytes).await.map_err(|error| unreachable(&error))?;
+            let frame = frames::read(&mut read, CONTROL_LEN_MAX).await.map_err(|error| unreachable(&error))?;
+            let frame = frame.ok_or_else(|| unreachable(&"closed instead of saying hello"))?;
+            match handshake.heard(&frame.header, &frame.fields) {
+                Ok(Step::Send(next)) => bytes = next,
+                Ok(Step::Open(hello)) => break hello,
+                Err(DialError::Refused(fault)) => return Err(CallError::Refused(fault)),
+                Err(DialError::Malformed(malformed)) => return Err(unreachable(&malformed)),
+            }
+        };
         if hello.server != member.server {
             let said = format!("server {} answers at the address of server {}", hello.server, member.server);
             return Err(CallError::Unreachable(said));

@@ -16,6 +16,7 @@ use super::metrics::Counters;
 use super::peers::{Identity, Peers};
 use super::soft::Soft;
 use super::state::State;
+use crate::door::Door;
 
 /// The outcome of opening a chunk, once there is one.
 pub(super) type Opening = watch::Receiver<Option<Result<(), Fault>>>;
@@ -27,6 +28,7 @@ pub(super) struct Master {
     pub(super) core: Core,
     pub(super) identity: Identity,
     pub(super) peers: Peers,
+    pub(super) door: Door,
     /// Handles below this were given out in an earlier life.
     pub(super) first_chunk: ChunkHandle,
     pub(super) started: Duration,
@@ -52,10 +54,11 @@ impl Master {
     pub(super) fn new(config: Config, core: Core, identity: Identity, first_chunk: ChunkHandle, now: Duration) -> Self {
         let soft = Mutex::new(Soft::new(now, config.dead_after));
         Self {
+            peers: Peers::new(identity, config.cluster_key.clone()),
+            door: Door::new(config.cluster_key.clone()),
             config,
             core,
             identity,
-            peers: Peers::new(identity),
             first_chunk,
             started: now,
             admin: Mutex::default(),

@@ -1,5 +1,6 @@
 //! Connections, registration, heartbeats and the state of the cluster.
 
+use wire::handshake::{Challenge, Proof, Welcome};
 use wire::heartbeat::{
     ChunkReport, Cluster, ClusterOk, Heartbeat, HeartbeatOk, InventoryPage, Liveness, Register, Registered,
     ServerStatus, Space,
@@ -35,6 +36,12 @@ fn connections(pins: &mut Pins) {
     let answer = HelloOk { server: ServerId(2), boot: BOOT, cluster: CLUSTER, shards: 4, version: "0.1.0".into() };
     pins.pin(&answer, "0200000007b007b007b007b0cccccccccccccccccccccccccccccccc040000000500000000000000302e312e30");
     pins.pin(&Done, "");
+    let (ones, macs) = ("01".repeat(32), "ac".repeat(32));
+    pins.pin(&Challenge { nonce: [1; 32] }, &ones);
+    let proof = Proof { nonce: [1; 32], to: ServerId(2), address: "b:2".into(), mac: [0xac; 32] };
+    pins.pin(&proof, &format!("{ones}02000000 0300000000000000623a32 {macs}"));
+    let pinned = "0200000007b007b007b007b0cccccccccccccccccccccccccccccccc040000000500000000000000302e312e30";
+    pins.pin(&Welcome { hello: answer, mac: [0xac; 32] }, &format!("{pinned}{macs}"));
 }
 
 fn registration(pins: &mut Pins) {
