@@ -25,6 +25,8 @@ mod plan;
 mod pool;
 mod read;
 mod retry;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod stat;
 mod stats;
 mod stream;

@@ -23,7 +23,7 @@ mod desk;
 mod disks;
 mod fault;
 mod forward;
-mod frames;
+pub(crate) mod frames;
 mod heartbeat;
 mod hello;
 mod launch;
@@ -41,6 +41,8 @@ mod replica;
 mod scrub;
 mod seal;
 mod shard;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod status;
 mod stores;
 

@@ -22,6 +22,8 @@ mod reports;
 pub mod seal;
 mod sealing;
 mod shared;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod soft;
 pub mod state;
 pub mod store;

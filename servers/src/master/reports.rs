@@ -12,6 +12,7 @@ use wire::{ChunkHandle, ClusterId, Fault, Kind, ServerId};
 
 use super::entry::{Change, ServerRecord};
 use super::shared::Master;
+use super::soft::Soft;
 use super::state::{Phase, State};
 use crate::clock;
 
@@ -28,7 +29,7 @@ const SEALS_MAX: usize = 256;
 
 /// What must be done about one reported replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Fine,
     /// An open chunk's replica is of no use to its chain.
     Seal,
@@ -198,34 +199,42 @@ impl Master {
         if self.core.look(|state| self.soft().leave_safe_mode(state, now)) {
             info!("safe mode ends");
         }
-        let (seal, join) = self.core.look(|state| {
-            let soft = self.soft();
-            let spread = soft.alive_for(WIDEN_AFTER, now);
-            let widen_ms = clock::unix_ms().saturating_sub(u64::try_from(WIDEN_AFTER.as_millis()).unwrap_or(u64::MAX));
-            let must_close = |(handle, chunk): &(ChunkHandle, &super::state::Chunk)| {
-                let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now));
-                let wanted = chunk.wanted as usize;
-                let narrow = chunk.members.len() < wanted && spread >= wanted && chunk.opened_ms < widen_ms;
-                let opening = *handle >= self.first_chunk && !soft.ready.contains(handle);
-                let sealing = matches!(chunk.phase, Phase::Sealing(_));
-                sealing || (lost || narrow || !state.reachable(chunk.file)) && !opening
-            };
-            let seal: Vec<_> =
-                state.open_chunks().filter(must_close).take(SEALS_MAX).map(|(handle, _)| handle).collect();
-            let alive = |server: &ServerId| soft.liveness(*server, now) == Liveness::Alive;
-            let stale =
-                state.degraded().flat_map(|(handle, row)| row.stale.iter().map(move |server| (handle, *server)));
-            let join: Vec<_> = stale.filter(|(_, server)| alive(server)).take(SEALS_MAX).collect();
-            (seal, join)
-        });
+        let unix_ms = clock::unix_ms();
+        let (seal, join) = self.core.look(|state| overdue(state, &self.soft(), self.first_chunk, now, unix_ms));
         seal.into_iter().for_each(|chunk| self.start_seal(chunk));
         join.into_iter().for_each(|(chunk, server)| self.join(chunk, server));
         self.core.look(|state| self.soft().forget_closed(state));
     }
 }
 
+/// Chunks whose chain must end, and replicas of sealed chunks that may join again. `first_chunk`: handles
+/// below it were given out in an earlier life.
+pub(super) fn overdue(
+    state: &State,
+    soft: &Soft,
+    first_chunk: ChunkHandle,
+    now: Duration,
+    unix_ms: u64,
+) -> (Vec<ChunkHandle>, Vec<(ChunkHandle, ServerId)>) {
+    let spread = soft.alive_for(WIDEN_AFTER, now);
+    let widen_ms = unix_ms.saturating_sub(u64::try_from(WIDEN_AFTER.as_millis()).unwrap_or(u64::MAX));
+    let must_close = |(handle, chunk): &(ChunkHandle, &super::state::Chunk)| {
+        let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now));
+        let wanted = chunk.wanted as usize;
+        let narrow = chunk.members.len() < wanted && spread >= wanted && chunk.opened_ms < widen_ms;
+        let opening = *handle >= first_chunk && !soft.ready.contains(handle);
+        let sealing = matches!(chunk.phase, Phase::Sealing(_));
+        sealing || (lost || narrow || !state.reachable(chunk.file)) && !opening
+    };
+    let seal = state.open_chunks().filter(must_close).take(SEALS_MAX).map(|(handle, _)| handle).collect();
+    let alive = |server: &ServerId| soft.liveness(*server, now) == Liveness::Alive;
+    let stale = state.degraded().flat_map(|(handle, row)| row.stale.iter().map(move |server| (handle, *server)));
+    let join = stale.filter(|(_, server)| alive(server)).take(SEALS_MAX).collect();
+    (seal, join)
+}
+
 /// What a report means. `Fine` when it says what the log says, or a tombstone covers it.
-fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
+pub(super) fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
     let Some(row) = state.chunk(report.chunk) else {
         return match state.tomb(report.chunk) {
             Some(_) => Verdict::Fine,
