@@ -42,6 +42,7 @@ mod scrub;
 mod seal;
 mod shard;
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of a simulation are small")]
 pub(crate) mod simulated;
 mod status;
 mod stores;

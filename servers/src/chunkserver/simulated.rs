@@ -1,7 +1,7 @@
 //! A chunkserver in a simulation: a real shard on a simulated disk and network, and a control task that
 //! tells the master what the control thread of a real one does, by the same desk.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,11 +11,11 @@ use engine::runtime::Runtime;
 use engine::runtime::sim::{NodeId, SimReader, SimRuntime, SimWriter, World};
 use engine::store::{self, DiskConfig, ReadConfig, Store};
 use tokio::sync::{Notify, mpsc, oneshot};
+use wire::ServerId;
 use wire::heartbeat::{ChunkReport, Heartbeat, Register, Space};
 use wire::hello::{Hello, HelloOk, Role};
 use wire::limits::PAGE_ENTRIES_MAX;
 use wire::locate::LocateChunk;
-use wire::ServerId;
 
 use super::budget::Budget;
 use super::desk::{Desk, Letter};
@@ -51,8 +51,8 @@ pub(crate) struct Setup {
     pub(crate) master: SocketAddr,
     /// Wall clock at its start.
     pub(crate) unix_seconds: u64,
-    /// The disk may be damaged beyond use: then it stays down, and says so here.
-    pub(crate) is_lost: Option<Rc<Cell<bool>>>,
+    /// Why it ended by itself, if it did: its disk cannot be opened.
+    pub(crate) ended: Rc<RefCell<Option<String>>>,
 }
 
 /// Starts it; the process is in `world` until it is crashed.
@@ -79,10 +79,12 @@ async fn live(rt: SimRuntime, setup: Setup) {
         let Some(seed) = recovered.seeds.pop() else { unreachable!("one shard was asked for") };
         Store::start_with(rt.clone(), seed, READS).await
     };
-    let store = match (opened.await, &setup.is_lost) {
-        (Ok(store), _) => store,
-        (Err(_), Some(lost)) => return lost.set(true),
-        (Err(error), None) => panic!("server {server} cannot open its disk: {error}"),
+    let store = match opened.await {
+        Ok(store) => store,
+        Err(error) => {
+            *setup.ended.borrow_mut() = Some(error.to_string());
+            return;
+        }
     };
     let (to_control, from_shard) = mpsc::channel(64);
     let (mailbox, mail) = mpsc::channel(16);
@@ -243,4 +245,3 @@ impl Control {
         answer.await.unwrap_or_default()
     }
 }
-

@@ -48,6 +48,14 @@ pub(super) fn from_env(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|_| panic!("{name} is {text}: not a number")))
 }
 
+/// Whether a plan fails.
+pub(super) fn fails(plan: &Plan) -> bool {
+    let work = || {
+        run(plan);
+    };
+    failure(work).is_some()
+}
+
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
@@ -99,13 +107,17 @@ fn whatever_breaks_the_cluster_keeps_what_it_acknowledged() {
     let tier = Tier::get();
     let count = from_env("SIM_SEEDS").unwrap_or(tier.pick(100, 20_000, 400_000));
     let (from, to) = from_env("SIM_SEED").map_or((1, 1 + count), |seed| (seed, seed + 1));
+    if let Ok(level) = std::env::var("SIM_LOG") {
+        let level: tracing::Level = level.parse().unwrap_or_else(|_| panic!("SIM_LOG is {level}: no level"));
+        tracing_subscriber::fmt().without_time().with_ansi(false).with_max_level(level).init();
+    }
     let started = clock::now();
     let [failures, twice, acked, seals, virtual_ms] = [const { AtomicU64::new(0) }; 5];
     on_every_core(from, to, |seed| {
         let plan = Plan::new(seed);
         let mut outcome = None;
         if let Some(why) = failure(|| outcome = Some(run(&plan))) {
-            let smallest = plan.shrunk(|plan| failure(|| drop(run(plan))).is_some());
+            let smallest = plan.shrunk(fails);
             let first = why.lines().next().unwrap_or_default();
             eprintln!("FAIL make sim SEED={seed:#x}\n  {first}\n  smallest that fails: {smallest}");
             if to - from == 1 {
@@ -124,7 +136,8 @@ fn whatever_breaks_the_cluster_keeps_what_it_acknowledged() {
         true
     });
     let took = (clock::now() - started).as_secs_f64();
-    let [failures, twice, acked, seals, virtual_ms] = [failures, twice, acked, seals, virtual_ms].map(|it| it.into_inner());
+    let [failures, twice, acked, seals, virtual_ms] =
+        [failures, twice, acked, seals, virtual_ms].map(|it| it.into_inner());
     println!(
         "{} clusters, {failures} failures, {acked} operations acknowledged, {seals} seals, {} h of cluster time; \
          {twice} of them twice with equal traces; {took:.0} s, {:.1} clusters/s",

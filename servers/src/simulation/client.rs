@@ -31,6 +31,8 @@ pub(super) struct Writer {
     pub(super) master: SocketAddr,
     pub(super) history: Rc<History>,
     pub(super) rng: Rng,
+    /// Nobody else writes to the file: its streams may end chunks themselves.
+    pub(super) is_alone: bool,
 }
 
 /// Something that happened to a stream.
@@ -40,11 +42,14 @@ enum Event {
     Connected(Answer<Connection>),
 }
 
+/// One operation for the wire: its request, what its answer belongs to, its frames.
+type Outgoing = (u64, (u64, u64), Vec<Vec<u8>>);
+
 /// A connection to a head. What is sent goes through a queue, so that a full window never stops the stream.
 struct Connection {
     head: ServerId,
     boot: u64,
-    out: UnboundedSender<(u64, (u64, u64), Vec<Vec<u8>>)>,
+    out: UnboundedSender<Outgoing>,
 }
 
 /// A stream at work.
@@ -70,12 +75,9 @@ impl Writer {
             if left == 0 {
                 return;
             }
-            if number > 0 {
-                sometimes!("a stream is given up");
-            }
             left = self.stream(number, left).await;
         }
-        panic!("client {} gave up 256 streams", self.id);
+        panic!("client {} used 256 streams up", self.id);
     }
 
     async fn stream(&mut self, number: u8, mut left: u64) -> u64 {
@@ -85,11 +87,12 @@ impl Writer {
         (id[0], id[1]) = (self.id, number);
         let eager = self.rng.below(4);
         let mut rng = Rng::new(self.rng.next(), 1);
+        let fills = self.is_alone && rng.once_in(2);
         let mut stream = Stream {
             writer: self,
             id: StreamId(id),
             number,
-            decide: AppendStream::new(deadline, false, rng.next()),
+            decide: AppendStream::new(deadline, fills, rng.next()),
             events,
             connection: None,
             location: None,
@@ -97,14 +100,16 @@ impl Writer {
             lens: BTreeMap::new(),
             next_request: 1,
         };
+        let mut has_ended = false;
         loop {
             let now = stream.writer.rt.now();
-            if left > 0 && !stream.decide.is_retired() {
+            if left > 0 && !has_ended && !stream.decide.is_retired() {
                 let len = draw_len(&mut rng);
                 // Some clients wait for each answer, others keep many operations in flight.
                 let may = stream.decide.is_idle() || (eager > 0 && !rng.once_in(1 + eager));
                 if may && stream.decide.can_push(len) {
-                    let op = stream.decide.push(len, false, now);
+                    has_ended = fills && (left == 1 || rng.once_in(4));
+                    let op = stream.decide.push(len, has_ended, now);
                     let world = stream.writer.rt.world().now();
                     stream.lens.insert(op, len);
                     stream.writer.history.invoked((self_id(&stream), number, op), stream.writer.file, len, world);
@@ -116,10 +121,13 @@ impl Writer {
                 Next::Send(sending) => stream.send(&sending),
                 Next::Locate(report) => stream.locate(report),
                 Next::Connect(head) => stream.connect(head),
-                Next::Finished => return left,
+                Next::Finished => {
+                    sometimes!("a stream is given up");
+                    return left;
+                }
                 Next::Wait(until) => {
-                    if left == 0 && stream.decide.is_idle() {
-                        return 0;
+                    if (left == 0 || has_ended) && stream.decide.is_idle() {
+                        return left;
                     }
                     stream.wait(&mut happened, until).await;
                 }
@@ -171,7 +179,8 @@ impl Stream<'_> {
             }
             Event::Located(Ok(location)) => {
                 let head = location.members.first().map(|member| member.server).unwrap_or_default();
-                let same = self.location.as_ref().map(|it| (it.chunk, it.epoch)) == Some((location.chunk, location.epoch));
+                let same =
+                    self.location.as_ref().map(|it| (it.chunk, it.epoch)) == Some((location.chunk, location.epoch));
                 if !same {
                     (self.boot, self.connection) = (None, None);
                 }
@@ -246,7 +255,7 @@ async fn connect(
     events: &UnboundedSender<Event>,
 ) -> Answer<Connection> {
     let (mut reader, mut writer, hello) = talk::dial(rt, address, Role::Client, DIAL).await?;
-    let (out, mut queue) = mpsc::unbounded_channel::<(u64, (u64, u64), Vec<Vec<u8>>)>();
+    let (out, mut queue) = mpsc::unbounded_channel::<Outgoing>();
     let pending = Rc::new(std::cell::RefCell::new(BTreeMap::new()));
     let broken = Rc::new(tokio::sync::Notify::new());
     rt.spawn({
@@ -317,7 +326,12 @@ fn frames(bytes: &[u8], sending: &Sending, stream: StreamId, request: u64) -> Ve
 }
 
 /// Reads a chunk from its start, as much as one member shows.
-pub(super) async fn read_from(rt: &SimRuntime, address: SocketAddr, chunk: ChunkHandle, limit: Duration) -> Answer<Vec<u8>> {
+pub(super) async fn read_from(
+    rt: &SimRuntime,
+    address: SocketAddr,
+    chunk: ChunkHandle,
+    limit: Duration,
+) -> Answer<Vec<u8>> {
     let mut talk = Talk::dial(rt, address, Role::Client, DIAL).await?;
     let mut out = Vec::new();
     loop {

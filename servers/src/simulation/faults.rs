@@ -5,8 +5,8 @@ use std::time::Duration;
 use engine::runtime::sim::{Fault, NodeId, Op, Rng, Rule, Timing};
 use engine::runtime::{FileId, Runtime};
 
-use super::plan::Kind;
 use super::Cluster;
+use super::plan::Kind;
 use crate::canary::sometimes;
 
 const EIO: i32 = 5;
@@ -27,12 +27,14 @@ impl Cluster {
                 1 | 2 => self.revive(),
                 _ => {}
             }
-            if self.plan.kinds.is_empty() {
-                continue;
+            // A kind that is left out leaves the others where they are.
+            let kind = Kind::ALL[rng.below(Kind::ALL.len() as u64) as usize];
+            let mut own = Rng::new(rng.next(), 71);
+            if self.plan.kinds.contains(&kind) {
+                tracing::info!(?kind, now = ?self.world.now(), "fault");
+                self.world.note(self.rt.node(), &format!("{kind:?}"));
+                self.breaks(kind, &mut own).await;
             }
-            let kind = self.plan.kinds[rng.below(self.plan.kinds.len() as u64) as usize];
-            self.world.note(self.rt.node(), &format!("{kind:?}"));
-            self.breaks(kind, &mut rng).await;
         }
         self.mend();
     }
@@ -208,7 +210,13 @@ impl Cluster {
 
     fn revive(&self) {
         for index in 0..self.servers.len() {
-            if self.servers[index].life.get().is_none() {
+            let server = &self.servers[index];
+            if server.ended.borrow().is_some()
+                && let Some(id) = server.life.take()
+            {
+                self.world.crash(id);
+            }
+            if server.life.get().is_none() {
                 self.boot(index);
             }
         }
@@ -216,6 +224,7 @@ impl Cluster {
 
     /// No fault from now on. Disks that failed a call are fenced until their server starts again.
     fn mend(&self) {
+        tracing::info!(now = ?self.world.now(), "faults end");
         self.world.set_delay(Duration::ZERO, Duration::from_millis(1));
         self.world.heal();
         self.log.wall.offset_ms.set(0);

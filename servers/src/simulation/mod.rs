@@ -50,8 +50,8 @@ struct Server {
     address: SocketAddr,
     life: Cell<Option<NodeId>>,
     boots: Cell<u64>,
-    /// Its disk is damaged for good.
-    is_lost: Rc<Cell<bool>>,
+    /// Why it ended by itself.
+    ended: Rc<RefCell<Option<String>>>,
 }
 
 /// The cluster, and whoever torments it.
@@ -105,7 +105,7 @@ impl Cluster {
                 address: address(server),
                 life: Cell::new(None),
                 boots: Cell::new(0),
-                is_lost: Rc::default(),
+                ended: Rc::default(),
             }
         });
         let servers: Vec<_> = servers.collect();
@@ -156,6 +156,7 @@ impl Cluster {
     /// Begins the next life of a chunkserver.
     fn boot(&self, index: usize) {
         let server = &self.servers[index];
+        server.ended.take();
         server.boots.set(server.boots.get() + 1);
         let setup = Setup {
             root: server.root.clone(),
@@ -164,7 +165,7 @@ impl Cluster {
             address: server.address,
             master: master_address(),
             unix_seconds: self.log.wall.unix_ms(&self.rt) / 1000,
-            is_lost: (self.weak == Some(index)).then(|| Rc::clone(&server.is_lost)),
+            ended: Rc::clone(&server.ended),
         };
         server.life.set(Some(crate::chunkserver::simulated::start(&self.world, setup)));
     }
@@ -207,6 +208,7 @@ impl Cluster {
                 master: master_address(),
                 history: Rc::clone(&self.history),
                 rng: Rng::new(self.plan.seed, 60 + u64::from(id)),
+                is_alone: self.plan.clients == 1,
             };
             let cluster = Rc::clone(self);
             rt.spawn(async move {
@@ -250,6 +252,7 @@ impl Cluster {
     async fn settle(&self) {
         let limit = self.rt.now() + HEAL;
         while self.clients_left.get() > 0 {
+            self.all_are_up();
             assert!(self.rt.now() < limit, "I10: faults have stopped, and operations do not end");
             self.rt.sleep(Duration::from_millis(100)).await;
         }
@@ -267,6 +270,19 @@ impl Cluster {
             }
             assert!(self.rt.now() < limit, "I10: faults have stopped, and {unsealed} chunks are not sealed");
             self.rt.sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What a sound disk holds can be opened.
+    fn all_are_up(&self) {
+        for (index, server) in self.servers.iter().enumerate().filter(|(index, _)| self.weak != Some(*index)) {
+            let ended = server.ended.borrow();
+            assert!(
+                ended.is_none(),
+                "I10: server {} cannot start: {}",
+                server_id(index),
+                ended.as_deref().unwrap_or("")
+            );
         }
     }
 

@@ -128,8 +128,14 @@ impl History {
         for (key, op) in ops.iter().filter(|(_, op)| op.file == file) {
             let Fate::Acked(ack) = op.fate else { continue };
             let place = found.get(key).map(|at| places[*at]);
-            let Some(place) = place else { panic!("I1 lost: {key:?} was acknowledged at {}+{}", ack.chunk, ack.offset) };
-            assert_eq!((place.chunk, place.offset), (ack.chunk, ack.offset), "I1: {key:?} is not where it was answered");
+            let Some(place) = place else {
+                panic!("I1 lost: {key:?} was acknowledged at {}+{}", ack.chunk, ack.offset)
+            };
+            assert_eq!(
+                (place.chunk, place.offset),
+                (ack.chunk, ack.offset),
+                "I1: {key:?} is not where it was answered"
+            );
         }
         in_order(&places, &ops);
         self.nothing_seen_is_gone(chunks);
@@ -147,7 +153,11 @@ impl History {
     /// What was shown of a chunk that no file has any more.
     pub(super) fn seen_elsewhere(&self, known: &[ChunkHandle]) {
         for (chunk, seen) in self.seen.borrow().iter() {
-            assert!(seen.is_empty() || known.contains(chunk), "I6: {} bytes of {chunk} were shown, it is gone", seen.len());
+            assert!(
+                seen.is_empty() || known.contains(chunk),
+                "I6: {} bytes of {chunk} were shown, it is gone",
+                seen.len()
+            );
         }
     }
 }

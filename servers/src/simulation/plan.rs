@@ -98,7 +98,7 @@ impl Plan {
         };
         let clients = 1 + [0, 0, 1, 1, 2, 7][rng.below(6) as usize];
         let ops = 3 + rng.below(12) / u64::from(clients).min(4);
-        let faults = 2 + rng.below(10) as u32;
+        let faults = 3 + rng.below(20) as u32;
         let kinds = Kind::ALL.into_iter().filter(|_| rng.once_in(2)).collect();
         Self { seed, servers, clients, ops, faults, kinds }
     }
@@ -111,6 +111,13 @@ impl Plan {
             let smaller = Self { kinds, ..best.clone() };
             if fails(&smaller) {
                 best = smaller;
+            }
+        }
+        for servers in 3..best.servers {
+            let smaller = Self { servers, ..best.clone() };
+            if fails(&smaller) {
+                best = smaller;
+                break;
             }
         }
         let halves = |value: u32| std::iter::successors(Some(value / 2), |it| Some(it / 2)).take_while(|it| *it > 0);

@@ -19,8 +19,6 @@ pub(crate) struct Talk {
     reader: FrameReader<SimRuntime>,
     writer: SimWriter,
     next_id: u64,
-    /// What the other side said about itself.
-    pub(crate) hello: HelloOk,
 }
 
 /// What a request gives: its answer, or a refusal; `Unknown` when nothing came.
@@ -53,8 +51,8 @@ pub(crate) async fn dial(
 impl Talk {
     /// Dials and says hello.
     pub(crate) async fn dial(rt: &SimRuntime, to: SocketAddr, role: Role, limit: Duration) -> Answer<Self> {
-        let (reader, writer, hello) = dial(rt, to, role, limit).await?;
-        Ok(Self { rt: rt.clone(), reader, writer, next_id: 1, hello })
+        let (reader, writer, _) = dial(rt, to, role, limit).await?;
+        Ok(Self { rt: rt.clone(), reader, writer, next_id: 1 })
     }
 
     /// Asks. After `Unknown` the connection is of no use any more.

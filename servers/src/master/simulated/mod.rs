@@ -158,14 +158,8 @@ impl SimMaster {
 
     async fn register(self: &Rc<Self>, request: &Register) -> Answer<Registered> {
         let Register { server, disk, address, shards, boot, .. } = request.clone();
-        let record = ServerRecord {
-            disk,
-            address,
-            admin: String::new(),
-            shards,
-            zone: String::new(),
-            version: String::new(),
-        };
+        let record =
+            ServerRecord { disk, address, admin: String::new(), shards, zone: String::new(), version: String::new() };
         if self.look(|state| state.server(server) != Some(&record)) {
             self.submit(Change::Register { server, record }).await?;
         }
@@ -276,9 +270,7 @@ impl SimMaster {
             changed.as_mut().enable();
             let tail = self.ask(|state| state.tail(file)).await;
             match tail {
-                Some(place)
-                    if place.chunk.phase == Phase::Open && self.soft.borrow().ready.contains(&place.handle) =>
-                {
+                Some(place) if place.chunk.phase == Phase::Open && self.soft.borrow().ready.contains(&place.handle) => {
                     return Ok(self.locations(place));
                 }
                 Some(Place { handle, chunk, .. }) if matches!(chunk.phase, Phase::Sealing(_)) => {

@@ -75,7 +75,7 @@ impl State {
         }
         let mut chunk = chunk.clone();
         let file = chunk.file;
-        self.inherit(file, entry.now_ms, dedup);
+        self.inherit(file, self.lived_ms(entry), dedup);
         if *len == 0 {
             // Nothing in it: a file must not collect empty chunks while its chains keep failing.
             self.drop_last_chunk(lsn, entry, file, *handle);

@@ -58,7 +58,7 @@ impl State {
         }
     }
 
-    /// Drops what nobody can ask for any more.
+    /// Drops what nobody can ask for any more, by the age of the state.
     pub(super) fn forget(&mut self, now_ms: u64) {
         for _ in 0..FORGET_STEP {
             let Some((_, key)) = self.derived.request_age.first().copied() else { break };
