@@ -61,7 +61,7 @@ canaries: tools ## plant every bug, and fail when the tests do not find one (CAN
 SIM_TEST = $(CARGO) test -p servers --locked $(CARGO_FLAGS) --lib -- --nocapture --test-threads 1
 
 sim: tools ## a whole cluster in simulation: 20,000 seeds, or SEEDS=n, or one again with SEED=0x1f
-	SIM_TIER=$(TIER) $(if $(SEEDS),SIM_SEEDS=$(SEEDS)) $(if $(SEED),SIM_SEED=$(SEED)) $(SIM_TEST) simulation::campaign
+	SIM_TIER=$(TIER) $(if $(SEEDS),SIM_SEEDS=$(SEEDS)) $(if $(SEED),SIM_SEED=$(SEED)) $(if $(ALL),SIM_ALL=1) $(SIM_TEST) simulation::campaign
 
 sim-canaries: tools ## plant every bug of the protocol, and fail when the simulation does not find one (CANARY=P3,P5)
 	SIM_TIER=$(TIER) $(if $(CANARY),CANARY=$(CANARY)) $(SIM_TEST) every_planted_bug_of_the_protocol

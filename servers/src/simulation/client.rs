@@ -175,6 +175,11 @@ impl Stream<'_> {
                 {
                     sometimes!("OUT_OF_ORDER");
                 }
+                if let Err(fault) = &outcome {
+                    let is_ghost = fault.reason == wire::Reason::StaleOp;
+                    let key = (self.writer.id, self.number, op);
+                    assert!(!is_ghost || !self.writer.history.is_open(key), "I1: {key:?} waits, and is called a ghost");
+                }
                 self.decide.answered(op, generation, outcome, now);
             }
             Event::Located(Ok(location)) => {

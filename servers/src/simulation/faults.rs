@@ -106,7 +106,11 @@ impl Cluster {
             Kind::Liar => {
                 if let Some(weak) = self.weak {
                     sometimes!("a lying disk loses power");
-                    self.kill(weak, rng);
+                    if rng.once_in(2) {
+                        self.kill(weak, rng);
+                    } else {
+                        self.alone(weak, rng).await;
+                    }
                 }
             }
             Kind::Rot => self.rot(rng),
@@ -191,6 +195,19 @@ impl Cluster {
         for index in (0..self.servers.len()).filter(|index| Some(*index) != spared) {
             self.boot(index);
         }
+    }
+
+    /// Power loss everywhere, and for a while only one comes back: nobody may take its word alone.
+    async fn alone(&self, index: usize, rng: &mut Rng) {
+        self.black_out(index, rng);
+        for server in &self.servers {
+            if let Some(id) = server.life.take() {
+                self.world.crash(id);
+            }
+        }
+        self.boot(index);
+        self.rt.sleep(Duration::from_millis(rng.below(5000))).await;
+        self.revive();
     }
 
     fn rot(&self, rng: &mut Rng) {

@@ -91,6 +91,11 @@ impl History {
         (op.fate, op.ended) = (fate, now);
     }
 
+    /// Whether it waits for an answer.
+    pub(super) fn is_open(&self, key: OpKey) -> bool {
+        self.ops.borrow().get(&key).is_some_and(|op| op.fate == Fate::Open)
+    }
+
     /// How many were acknowledged.
     pub(super) fn acked(&self) -> usize {
         self.ops.borrow().values().filter(|op| matches!(op.fate, Fate::Acked(_))).count()

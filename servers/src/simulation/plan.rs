@@ -70,6 +70,9 @@ impl Kind {
     ];
 }
 
+/// Kinds that find what is not mended yet ("Open" in docs/testing.md): left out unless `SIM_ALL` is set.
+const OPEN: &[Kind] = &[Kind::DiskError];
+
 /// One run. The same plan gives the same run, bit for bit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -89,6 +92,7 @@ pub(super) struct Plan {
 impl Plan {
     /// What a seed stands for.
     pub(super) fn new(seed: u64) -> Self {
+        let with_all = std::env::var_os("SIM_ALL").is_some();
         let mut rng = Rng::new(seed, 40);
         let servers = match rng.below(10) {
             0..4 => 3,
@@ -99,7 +103,8 @@ impl Plan {
         let clients = 1 + [0, 0, 1, 1, 2, 7][rng.below(6) as usize];
         let ops = 3 + rng.below(12) / u64::from(clients).min(4);
         let faults = 3 + rng.below(20) as u32;
-        let kinds = Kind::ALL.into_iter().filter(|_| rng.once_in(2)).collect();
+        let drawn = Kind::ALL.into_iter().filter(|_| rng.once_in(2));
+        let kinds = drawn.filter(|kind| with_all || !OPEN.contains(kind)).collect();
         Self { seed, servers, clients, ops, faults, kinds }
     }
 

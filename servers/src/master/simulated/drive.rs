@@ -8,6 +8,7 @@ use std::time::Duration;
 use engine::runtime::Runtime;
 use tokio::sync::{Notify, mpsc};
 use wire::chain::Create;
+use wire::heartbeat::Liveness;
 use wire::member::{Member, ReplicaState};
 use wire::seal::{Confirm, Digest, Prepare, Seal as SealRequest};
 use wire::{ChunkHandle, Epoch, Fault, InodeId, Kind, Reason, ServerId};
@@ -27,6 +28,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 const FILL_TIMEOUT: Duration = Duration::from_secs(30);
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+const CONFIRM_PAUSE: Duration = Duration::from_secs(1);
 const JOIN_PAUSE: Duration = Duration::from_secs(10);
 
 /// An opening under way, and its outcome for all who wait.
@@ -306,11 +308,18 @@ impl SimMaster {
         }
         let master = Rc::clone(self);
         self.rt.spawn(async move {
-            if let Some((confirm, _, member, _)) = master.sealed(chunk, server)
+            while let Some((confirm, _, member, _)) = master.sealed(chunk, server)
                 && let Err(fault) = master.call(&member, &confirm, CONFIRM_TIMEOUT).await
-                && fault.kind != Kind::Unknown
             {
-                sometimes!("CONFIRM is refused");
+                if fault.kind != Kind::Unknown {
+                    sometimes!("CONFIRM is refused");
+                    break;
+                }
+                sometimes!("CONFIRM is lost");
+                if master.soft.borrow().liveness(server, master.rt.now()) == Liveness::Dead {
+                    break;
+                }
+                master.rt.sleep(CONFIRM_PAUSE).await;
             }
             master.joining.borrow_mut().remove(&(chunk, server));
         });
