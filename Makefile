@@ -23,7 +23,7 @@ REAL_DISKS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test campaigns crash canaries nightly verify fix bench bench-engine power-cut disk-faults store-driver release tools
+.PHONY: help run test campaigns crash canaries nightly verify fix bench bench-engine power-cut disk-faults sim sim-canaries store-driver release tools
 
 help: ## this list
 	@echo "Usage: make TARGET"
@@ -58,8 +58,19 @@ crash: tools ## crash the store at every write of every kind of operation (SEED=
 canaries: tools ## plant every bug, and fail when the tests do not find one (CANARY=D9,E1: only these)
 	STORE_TIER=$(if $(CANARY),night,$(TIER)) $(if $(CANARY),CANARY=$(CANARY)) $(STORE_TEST) every_planted_bug_is_found
 
+# The simulation of a whole cluster. TIER is short, ci or night, as above.
+SIM_TEST = $(CARGO) test -p servers --locked $(CARGO_FLAGS) --lib -- --nocapture --test-threads 1
+
+sim: tools ## a whole cluster in simulation: 20,000 seeds, or SEEDS=n, or one again with SEED=0x1f
+	SIM_TIER=$(TIER) $(if $(SEEDS),SIM_SEEDS=$(SEEDS)) $(if $(SEED),SIM_SEED=$(SEED)) $(if $(ALL),SIM_ALL=1) $(SIM_TEST) simulation::campaign
+
+sim-canaries: tools ## plant every bug of the protocol, and fail when the simulation does not find one (CANARY=P3,P5)
+	SIM_TIER=$(TIER) $(if $(CANARY),CANARY=$(CANARY)) $(SIM_TEST) every_planted_bug_of_the_protocol
+
 nightly: tools ## the campaigns of the store at full length, and power cuts on real file systems: hours
 	@$(MAKE) campaigns TIER=night
+	@$(MAKE) sim TIER=night
+	@$(MAKE) sim-canaries TIER=night
 	@$(MAKE) power-cut
 	@$(MAKE) disk-faults
 

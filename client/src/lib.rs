@@ -27,6 +27,8 @@ mod plan;
 mod pool;
 mod read;
 mod retry;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod stat;
 mod stats;
 mod stream;

@@ -307,7 +307,8 @@ mod tests {
 
     #[test]
     fn only_the_master_commands_and_only_members_forward() {
-        let all = [tag::CREATE, tag::REOPEN, tag::PREPARE, tag::SEAL, tag::CONFIRM, tag::CONDEMN, tag::FREE, tag::CLONE];
+        let all =
+            [tag::CREATE, tag::REOPEN, tag::PREPARE, tag::SEAL, tag::CONFIRM, tag::CONDEMN, tag::FREE, tag::CLONE];
         for command in all {
             assert!(may_send(Role::Master, command));
             assert!(!may_send(Role::Client, command) && !may_send(Role::Member, command), "{command}");

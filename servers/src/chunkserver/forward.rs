@@ -13,6 +13,7 @@ use super::admit::{self, Acceptance};
 use super::budget::{Permit, Use};
 use super::outbox::Outbox;
 use super::shard::Shard;
+use crate::canary::{sometimes, weakened};
 
 /// While the journal is full a member does not read further; that is the backpressure on the chain.
 pub(super) const BUSY_PAUSE: Duration = Duration::from_millis(5);
@@ -39,6 +40,7 @@ impl<R: Runtime> Shard<R> {
         match why {
             Acceptance::Accept => {}
             Acceptance::Duplicate => {
+                sometimes!("an entry comes again after a reconnect");
                 let mut replicas = self.replicas.borrow_mut();
                 let Some(replica) = replicas.get_mut(&chunk) else { return };
                 replica.upstream = Some(from.clone());
@@ -51,8 +53,13 @@ impl<R: Runtime> Shard<R> {
                 // Everything behind the gap comes again: one word about it is enough.
                 let told = replicas.get_mut(&chunk).is_some_and(|it| it.gap_told.replace(next_seq) == Some(next_seq));
                 if !told {
+                    sometimes!("NAK GAP");
                     from.send(&Nak { chunk, epoch, reason: NakReason::Gap, next_seq });
                 }
+            }
+            Acceptance::Nak(NakReason::Fenced, next_seq) => {
+                sometimes!("an entry of an epoch that is over");
+                from.send(&Nak { chunk, epoch, reason: NakReason::Fenced, next_seq });
             }
             Acceptance::Nak(reason, next_seq) => from.send(&Nak { chunk, epoch, reason, next_seq }),
         }
@@ -83,6 +90,9 @@ impl<R: Runtime> Shard<R> {
                     self.heard_from(&entry, from, now);
                     self.forward(&entry, Some(payload), permit.clone(), now);
                     self.count(|served| served.forwards += 1);
+                    if weakened!(BeforeDurable) {
+                        self.durable_here(chunk, entry.epoch, entry.seq);
+                    }
                     return self.when_durable(chunk, entry.epoch, entry.seq, durable, permit);
                 }
                 Err(StoreError::Busy) if now.saturating_sub(since) < BUSY_MAX => self.rt.sleep(BUSY_PAUSE).await,

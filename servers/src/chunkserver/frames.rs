@@ -77,6 +77,13 @@ impl<R: Runtime> FrameReader<R> {
         Self { rt, reader, ahead: Vec::new(), taken: 0 }
     }
 
+    /// The connection back, after a frame behind which nothing can have come yet.
+    #[cfg(test)]
+    pub(crate) fn into_reader(self) -> R::Reader {
+        assert_eq!(self.taken, self.ahead.len(), "nothing was read ahead");
+        self.reader
+    }
+
     /// The next frame; `None` when the peer closed between frames. Its payload must be taken or
     /// skipped before the next call. Dropping the future loses the connection.
     pub(crate) async fn next(&mut self) -> Result<Option<Received>, Broken> {

@@ -24,7 +24,7 @@ mod desk;
 mod disks;
 mod fault;
 mod forward;
-mod frames;
+pub(crate) mod frames;
 mod heartbeat;
 mod hello;
 mod launch;
@@ -44,6 +44,9 @@ mod replica;
 mod scrub;
 mod seal;
 mod shard;
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of a simulation are small")]
+pub(crate) mod simulated;
 mod status;
 mod stores;
 mod stores_clone;

@@ -16,6 +16,7 @@ use super::budget::{Permit, Use};
 use super::fault;
 use super::outbox::Ticket;
 use super::shard::Shard;
+use crate::canary::{sometimes, weakened};
 
 /// What becomes of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,18 +42,19 @@ fn sight(view: Option<&View>, read: &Read, may_ask: bool) -> Sight {
     if read.epoch > newest {
         return Sight::Refuse(Reason::StaleEpoch, u64::from(newest.0));
     }
+    let committed_len = if weakened!(DirtyReads) { view.durable_len } else { view.committed_len };
     // Sequence numbers of another epoch say nothing about this one's.
     // An overwrite that was acknowledged is in the log of every member; which blocks wait for their
     // commit is looked at apart, block by block.
     let known = if is_overwritable(view) { view.last_seq } else { view.committed_seq };
     let is_fresh = (read.epoch != view.epoch && read.epoch.0 != 0) || known >= read.min_seq;
-    if is_fresh && read.offset + read.len <= view.committed_len {
+    if is_fresh && read.offset + read.len <= committed_len {
         return Sight::Serve;
     }
     if may_ask && view.state == ReplicaState::Open && view.promised == view.epoch && view.my_position != 0 {
         return Sight::AskHead;
     }
-    if is_fresh && read.offset < view.committed_len {
+    if is_fresh && read.offset < committed_len {
         return Sight::Serve;
     }
     Sight::Refuse(Reason::NotCommitted, u64::from(view.committed_len))
@@ -68,6 +70,7 @@ impl<R: Runtime> Shard<R> {
     pub(crate) async fn read(&self, read: Read, ticket: Ticket<R>) {
         let mut decision = sight(self.store.view(read.chunk).as_ref(), &read, true);
         if decision == Sight::AskHead {
+            sometimes!("a member asks the head how far it is");
             self.ask_head(read.chunk).await;
             decision = sight(self.store.view(read.chunk).as_ref(), &read, false);
         }
@@ -76,10 +79,11 @@ impl<R: Runtime> Shard<R> {
             let is_unknown = reason == Reason::UnknownChunk && self.store.view(read.chunk).is_none();
             return ticket.refuse(if is_unknown { self.no_chunk() } else { fault::refusal(reason, detail) });
         }
+        let upto = if weakened!(DirtyReads) { Upto::Durable } else { Upto::Committed };
         let outcome = if self.store.view(read.chunk).is_some_and(|view| is_overwritable(&view)) {
             self.settled_blocks(&read, &ticket).await
         } else {
-            self.blocks(read.chunk, read.offset, read.len, Upto::Committed, &ticket).await
+            self.blocks(read.chunk, read.offset, read.len, upto, &ticket).await
         };
         match outcome {
             Ok(Some((data, payload, permit))) => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
+use wire::heartbeat::Liveness;
 use wire::member::{Member, ReplicaState};
 use wire::seal::{Confirm, Prepare, Seal};
 use wire::{ChunkHandle, Epoch, Fault, Kind, Reason, Seq, ServerId};
@@ -14,8 +15,10 @@ use super::shared::{Master, lock, member};
 use super::state::Phase;
 use crate::clock;
 
-/// CONFIRM is one flush; what it misses, the reports bring up again.
+/// CONFIRM is one flush.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two tries of one that was not answered.
+const CONFIRM_PAUSE: Duration = Duration::from_secs(1);
 /// SEAL to a stale replica: copies what it lacks, 32 MiB at most.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two tries of one stale replica.
@@ -48,14 +51,20 @@ impl Master {
         }
         let master = Arc::clone(self);
         self.spawn(async move {
-            if let Some((row, member, _)) = master.sealed(chunk, server)
+            while let Some((row, member, _)) = master.sealed(chunk, server)
                 && let Err(error) = master.send_confirm(&member, chunk, row).await
             {
                 debug!(%chunk, %server, %error, "CONFIRM failed");
                 if matches!(error, CallError::Refused(_)) {
                     warn!(%chunk, %server, %error, "replica is stale: it has not what was sealed");
                     master.counters.stale.add(1);
+                    break;
                 }
+                // A report speaks of a change once. One that is dead will report everything when it is back.
+                if master.soft().liveness(server, clock::now()) == Liveness::Dead {
+                    break;
+                }
+                tokio::time::sleep(CONFIRM_PAUSE).await;
             }
             lock(&master.joining).remove(&(chunk, server));
         });

@@ -25,6 +25,9 @@ mod reports;
 pub mod seal;
 mod sealing;
 mod shared;
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of a simulation are small")]
+pub(crate) mod simulated;
 mod soft;
 pub mod state;
 pub mod store;

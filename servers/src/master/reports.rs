@@ -13,6 +13,7 @@ use wire::{ChunkHandle, ClusterId, Fault, Kind, ServerId};
 
 use super::entry::{Change, ServerRecord};
 use super::shared::{Master, lock};
+use super::soft::Soft;
 use super::state::{Phase, State};
 use crate::clock;
 
@@ -29,7 +30,7 @@ const SEALS_MAX: usize = 256;
 
 /// What must be done about one reported replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Fine,
     /// An open chunk's replica is of no use to its chain.
     Seal,
@@ -206,40 +207,50 @@ impl Master {
             info!("safe mode ends");
         }
         let reopening: BTreeSet<ChunkHandle> = lock(&self.reopening).keys().copied().collect();
-        let (seal, join) = self.core.look(|state| {
-            let soft = self.soft();
-            let spread = soft.alive_for(WIDEN_AFTER, now);
-            let widen_ms = clock::unix_ms().saturating_sub(u64::try_from(WIDEN_AFTER.as_millis()).unwrap_or(u64::MAX));
-            let must_close = |(handle, chunk): &(ChunkHandle, &super::state::Chunk)| {
-                let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now) || state.is_drained(*member));
-                let wanted = chunk.wanted as usize;
-                let narrow = chunk.members.len() < wanted && spread >= wanted && chunk.opened_ms < widen_ms;
-                let ready = soft.ready.contains(handle);
-                let opening = match chunk.fixed {
-                    Some(_) => reopening.contains(handle),
-                    None => *handle >= self.first_chunk && !ready,
-                };
-                // Re-opened in an earlier life of the master: nobody knows whether all members took it.
-                let left = chunk.fixed.is_some() && !ready;
-                let sealing = matches!(chunk.phase, Phase::Sealing(_));
-                sealing || (left || lost || narrow || !state.reachable(chunk.file)) && !opening
-            };
-            let seal: Vec<_> =
-                state.open_chunks().filter(must_close).take(SEALS_MAX).map(|(handle, _)| handle).collect();
-            let alive = |server: &ServerId| soft.liveness(*server, now) == Liveness::Alive;
-            let stale =
-                state.degraded().flat_map(|(handle, row)| row.stale.iter().map(move |server| (handle, *server)));
-            let join: Vec<_> = stale.filter(|(_, server)| alive(server)).take(SEALS_MAX).collect();
-            (seal, join)
-        });
+        let unix_ms = clock::unix_ms();
+        let look = |state: &State| overdue(state, &self.soft(), self.first_chunk, &reopening, now, unix_ms);
+        let (seal, join) = self.core.look(look);
         seal.into_iter().for_each(|chunk| self.start_seal(chunk));
         join.into_iter().for_each(|(chunk, server)| self.join(chunk, server));
         self.core.look(|state| self.soft().forget_closed(state));
     }
 }
 
+/// Chunks whose chain must end, and replicas of sealed chunks that may join again. `first_chunk`: handles
+/// below it were given out in an earlier life. `reopening`: those whose members are being told.
+pub(super) fn overdue(
+    state: &State,
+    soft: &Soft,
+    first_chunk: ChunkHandle,
+    reopening: &BTreeSet<ChunkHandle>,
+    now: Duration,
+    unix_ms: u64,
+) -> (Vec<ChunkHandle>, Vec<(ChunkHandle, ServerId)>) {
+    let spread = soft.alive_for(WIDEN_AFTER, now);
+    let widen_ms = unix_ms.saturating_sub(u64::try_from(WIDEN_AFTER.as_millis()).unwrap_or(u64::MAX));
+    let must_close = |(handle, chunk): &(ChunkHandle, &super::state::Chunk)| {
+        let lost = chunk.members.iter().any(|member| soft.is_lost(*member, now) || state.is_drained(*member));
+        let wanted = chunk.wanted as usize;
+        let narrow = chunk.members.len() < wanted && spread >= wanted && chunk.opened_ms < widen_ms;
+        let ready = soft.ready.contains(handle);
+        let opening = match chunk.fixed {
+            Some(_) => reopening.contains(handle),
+            None => *handle >= first_chunk && !ready,
+        };
+        // Re-opened in an earlier life of the master: nobody knows whether all members took it.
+        let left = chunk.fixed.is_some() && !ready;
+        let sealing = matches!(chunk.phase, Phase::Sealing(_));
+        sealing || (left || lost || narrow || !state.reachable(chunk.file)) && !opening
+    };
+    let seal = state.open_chunks().filter(must_close).take(SEALS_MAX).map(|(handle, _)| handle).collect();
+    let alive = |server: &ServerId| soft.liveness(*server, now) == Liveness::Alive;
+    let stale = state.degraded().flat_map(|(handle, row)| row.stale.iter().map(move |server| (handle, *server)));
+    let join = stale.filter(|(_, server)| alive(server)).take(SEALS_MAX).collect();
+    (seal, join)
+}
+
 /// What a report means. `Fine` when it says what the log says, or a tombstone covers it.
-fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
+pub(super) fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> Verdict {
     let Some(row) = state.chunk(report.chunk) else {
         return match state.tomb(report.chunk) {
             Some(_) => Verdict::Fine,

@@ -245,6 +245,11 @@ impl World {
         net::cut(&self.0, from, to);
     }
 
+    /// What is sent from `from` reaches `to` again, and what was sent meanwhile arrives.
+    pub fn mend(&self, from: NodeId, to: NodeId) {
+        net::mend(&self.0, from, to);
+    }
+
     /// Every link works again; what was sent arrives.
     pub fn heal(&self) {
         net::heal(&self.0);

@@ -351,14 +351,21 @@ pub(super) fn cut(core: &Core, from: NodeId, to: NodeId) {
     core.net.borrow_mut().cut.insert((from, to));
 }
 
+/// One direction works again; what was held arrives.
+pub(super) fn mend(core: &Rc<Core>, from: NodeId, to: NodeId) {
+    core.net.borrow_mut().cut.remove(&(from, to));
+    release(core, |pipe| (pipe.from, pipe.to) == (from, to));
+}
+
 /// Every direction works again; what was held arrives.
 pub(super) fn heal(core: &Rc<Core>) {
-    let pipes = {
-        let mut net = core.net.borrow_mut();
-        net.cut.clear();
-        net.pipes.clone()
-    };
-    for pipe in pipes.iter().filter_map(Weak::upgrade) {
+    core.net.borrow_mut().cut.clear();
+    release(core, |_| true);
+}
+
+fn release(core: &Rc<Core>, of: impl Fn(&Pipe) -> bool) {
+    let pipes = core.net.borrow().pipes.clone();
+    for pipe in pipes.iter().filter_map(Weak::upgrade).filter(|pipe| of(&pipe.borrow())) {
         let held = std::mem::take(&mut pipe.borrow_mut().held);
         for segment in held {
             if let Segment::Data(bytes) = &segment {

@@ -81,7 +81,7 @@ impl State {
         }
         // The table of a re-opened chunk stays with it.
         if fixed.is_none() {
-            self.inherit(file, entry.now_ms, dedup);
+            self.inherit(file, self.lived_ms(entry), dedup);
         }
         if *len == 0 {
             // Nothing in it: a file must not collect empty chunks while its chains keep failing.

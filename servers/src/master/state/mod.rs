@@ -29,6 +29,9 @@ use table::Table;
 /// The parent of an inode without a name.
 pub const NOWHERE: InodeId = InodeId(0);
 
+/// What passes between two entries counts as no more than this.
+const STEP_MS_MAX: u64 = 60 * 1000;
+
 /// Everything durable about the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -131,14 +134,23 @@ impl State {
         // Equal already, unless the entry was stamped by a build that numbers otherwise.
         self.counters.next_inode = entry.first_inode;
         self.counters.next_chunk = entry.next_chunk;
+        let lived_ms = self.lived_ms(entry);
         let applied = self.change(lsn, entry)?;
         self.counters.applied = lsn;
         self.counters.now_ms = self.counters.now_ms.max(entry.now_ms);
         if let Some(request) = entry.change.request() {
-            self.remember(lsn, entry.now_ms, request, &applied.answer);
+            self.remember(lsn, lived_ms, request, &applied.answer);
         }
-        self.forget(entry.now_ms);
+        self.counters.lived_ms = lived_ms;
+        self.forget(lived_ms);
         Ok(applied)
+    }
+
+    /// The age of this state at an entry: from one entry to the next counts no more than a minute. A wall
+    /// clock that jumps ahead would have answers and tables forgotten that are still asked for, and an
+    /// acknowledged append repeated. What lives on too long costs memory, and that is bounded.
+    fn lived_ms(&self, entry: &Entry) -> u64 {
+        self.counters.lived_ms + entry.now_ms.saturating_sub(self.counters.now_ms).min(STEP_MS_MAX)
     }
 
     fn change(&mut self, lsn: Lsn, entry: &Entry) -> Result<Applied, Fault> {

@@ -4,6 +4,7 @@
 use wire::{DedupEntry, InodeId, RequestId};
 
 use super::{Remembered, State, Streams};
+use crate::canary::weakened;
 use crate::master::entry::{Answer, Lsn};
 
 /// A client repeats a request for at most ten minutes; twice that forgives clocks.
@@ -27,6 +28,9 @@ impl State {
     /// The dedup table that the next chunk of a file inherits.
     #[must_use]
     pub fn inherited(&self, file: InodeId) -> Vec<DedupEntry> {
+        if weakened!(NotInherited) {
+            return Vec::new();
+        }
         self.streams.get(&file).map(|streams| streams.dedup.clone()).unwrap_or_default()
     }
 
@@ -54,7 +58,7 @@ impl State {
         }
     }
 
-    /// Drops what nobody can ask for any more.
+    /// Drops what nobody can ask for any more, by the age of the state.
     pub(super) fn forget(&mut self, now_ms: u64) {
         for _ in 0..FORGET_STEP {
             let Some((_, key)) = self.derived.request_age.first().copied() else { break };

@@ -13,6 +13,9 @@ pub struct Counters {
     pub applied: Lsn,
     /// Time of the last entry, unix milliseconds.
     pub now_ms: u64,
+    /// Milliseconds that have passed from entry to entry, a minute at most between two: what is forgotten
+    /// by age is forgotten by this, and no jump of the wall clock counts.
+    pub lived_ms: u64,
     /// The cluster's name; zero before it is founded.
     pub cluster: ClusterId,
     /// Term of the master.
@@ -249,7 +252,7 @@ pub struct Pending {
 pub struct Remembered {
     /// The entry that answered it.
     pub lsn: Lsn,
-    /// When, unix milliseconds.
+    /// When, in [`Counters::lived_ms`].
     pub at_ms: u64,
     /// What.
     pub answer: Answer,
@@ -258,7 +261,7 @@ pub struct Remembered {
 /// The dedup table a file's next chunk inherits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Streams {
-    /// When its last chunk was sealed, unix milliseconds.
+    /// When its last chunk was sealed, in [`Counters::lived_ms`].
     pub since_ms: u64,
     /// The table.
     pub dedup: Vec<DedupEntry>,

@@ -42,7 +42,7 @@ impl State {
         let Found::Missing { dir, names } = self.walk(&path) else { unreachable!("the name is free now") };
         let parent = self.make_parents(lsn, entry, dir, &names);
         self.uploads.remove(inode);
-        self.inherit(*inode, entry.now_ms, &[]);
+        self.inherit(*inode, 0, &[]);
         self.attach(lsn, entry, parent, path.name(), *inode);
         if let Some(row) = self.inodes.edit(inode) {
             row.touch(lsn, entry.now_ms);
