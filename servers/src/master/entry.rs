@@ -97,6 +97,8 @@ pub enum Change {
         chunk: ChunkHandle,
         /// Who has it.
         server: ServerId,
+        /// Of what it has. The chunk may have been re-opened and written since that was copied or compared.
+        digest: [u8; 16],
     },
     /// A replica was freed by its server.
     Freed {

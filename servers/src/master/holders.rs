@@ -116,7 +116,7 @@ impl Master {
         } else if (has.len, has.digest) != (len, digest) {
             return Err(CallError::Refused(Fault::refused(Reason::StaleEpoch, 0, "it is sealed with other content")));
         }
-        self.core.submit(Change::AddReplica { chunk, server }).await.map(drop).map_err(CallError::Refused)
+        self.core.submit(Change::AddReplica { chunk, server, digest }).await.map(drop).map_err(CallError::Refused)
     }
 
     async fn send_confirm(&self, member: &Member, chunk: ChunkHandle, row: Final) -> Result<(), CallError> {

@@ -42,8 +42,8 @@ pub(super) enum Verdict {
     Ahead,
     /// A holder is sealed with other content.
     Differs,
-    /// A replica of a sealed chunk that the log does not count; whether its content is the sealed one.
-    Stray(bool),
+    /// A replica of a sealed chunk that the log does not count; the digest of what it has, if it is whole.
+    Stray(Option<[u8; 16]>),
 }
 
 impl Master {
@@ -133,7 +133,7 @@ impl Master {
                 self.start_seal(chunk);
             }
             Verdict::Confirm => self.confirm(chunk, server),
-            Verdict::Stray(is_equal) => self.soft().repairs.stray(chunk, server, is_equal),
+            Verdict::Stray(digest) => self.soft().repairs.stray(chunk, server, digest),
             Verdict::Orphan => {
                 info!(%chunk, %server, "unknown chunk is kept there");
                 if let Some(heard) = self.soft().servers.get_mut(&server) {
@@ -274,9 +274,9 @@ pub(super) fn verdict(state: &State, server: ServerId, report: &ChunkReport) -> 
         }
         (Phase::Sealed { .. }, ReplicaState::Open | ReplicaState::Rwr) if holds => Verdict::Confirm,
         (Phase::Sealed { .. }, ReplicaState::Condemned) => Verdict::Fine,
-        (Phase::Sealed { len, digest, .. }, _) if is_stray(state, row, server, report) => {
-            let is_sealed = report.state == ReplicaState::Sealed && !report.damaged;
-            Verdict::Stray(is_sealed && (report.len, report.digest) == (len, digest))
+        (Phase::Sealed { .. }, _) if is_stray(state, row, server, report) => {
+            let is_whole = report.state == ReplicaState::Sealed && !report.damaged;
+            Verdict::Stray(is_whole.then_some(report.digest))
         }
         _ => Verdict::Fine,
     }

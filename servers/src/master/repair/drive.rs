@@ -89,7 +89,7 @@ impl Master {
 
     async fn step(&self, step: Step) {
         let (chunk, server, change) = match step {
-            Step::Join(chunk, server) => (chunk, server, Change::AddReplica { chunk, server }),
+            Step::Join(chunk, server, digest) => (chunk, server, Change::AddReplica { chunk, server, digest }),
             Step::Drop(chunk, server, why) => (chunk, server, Change::DropReplica { chunk, server, why }),
         };
         // Something else is under way there: what it leads to is not known yet.
@@ -139,7 +139,7 @@ impl Master {
         let (clone, target, is_holder) = self.core.look(|state| self.clone_of(state, job)).ok_or_else(gone)?;
         let made = self.peers.call(&target, chunk, &clone, CLONE_TIMEOUT).await?;
         if !is_holder {
-            self.count_copy(chunk, to).await.map_err(CallError::Refused)?;
+            self.count_copy(chunk, to, clone.digest).await.map_err(CallError::Refused)?;
         }
         self.soft().condemned.remove(&(chunk, to));
         Ok(made)
@@ -166,8 +166,8 @@ impl Master {
     }
 
     /// The copy is durable there: it counts when that is logged.
-    async fn count_copy(&self, chunk: ChunkHandle, server: ServerId) -> Result<(), Fault> {
-        let Err(fault) = self.core.submit(Change::AddReplica { chunk, server }).await else { return Ok(()) };
+    async fn count_copy(&self, chunk: ChunkHandle, server: ServerId, digest: [u8; 16]) -> Result<(), Fault> {
+        let Err(fault) = self.core.submit(Change::AddReplica { chunk, server, digest }).await else { return Ok(()) };
         if fault.kind == Kind::NotFound {
             // Its file was deleted meanwhile: the copy goes the way of the others.
             let change = Change::DropReplica { chunk, server, why: Dropping::Surplus };

@@ -71,7 +71,7 @@ pub(crate) struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// An equal replica counts from now on.
-    Join(ChunkHandle, ServerId),
+    Join(ChunkHandle, ServerId, [u8; 16]),
     /// A replica does not count any more.
     Drop(ChunkHandle, ServerId, Dropping),
 }
@@ -102,7 +102,7 @@ pub(crate) struct Repairs {
     order: BTreeSet<(Urgency, ChunkHandle)>,
     running: BTreeMap<ChunkHandle, Running>,
     failed: HashMap<ChunkHandle, (Duration, u32)>,
-    strays: BTreeMap<(ChunkHandle, ServerId), bool>,
+    strays: BTreeMap<(ChunkHandle, ServerId), Option<[u8; 16]>>,
     unjoinable: BTreeSet<(ChunkHandle, ServerId)>,
     join_failures: HashMap<(ChunkHandle, ServerId), u32>,
     asked: HashMap<ChunkHandle, Duration>,
@@ -126,15 +126,16 @@ impl Repairs {
     }
 
     /// A server reported a sealed replica, or one that missed the seal, that the log does not count.
-    pub(crate) fn stray(&mut self, chunk: ChunkHandle, server: ServerId, is_equal: bool) {
+    /// `digest`: of its content, if it is sealed and whole.
+    pub(crate) fn stray(&mut self, chunk: ChunkHandle, server: ServerId, digest: Option<[u8; 16]>) {
         if self.strays.len() < REMEMBERED_MAX {
-            self.strays.insert((chunk, server), is_equal);
+            self.strays.insert((chunk, server), digest);
         }
     }
 
-    pub(crate) fn strays_of(&self, chunk: ChunkHandle) -> impl Iterator<Item = (ServerId, bool)> {
+    pub(crate) fn strays_of(&self, chunk: ChunkHandle) -> impl Iterator<Item = (ServerId, Option<[u8; 16]>)> {
         let range = (chunk, ServerId(0))..=(chunk, ServerId(u32::MAX));
-        self.strays.range(range).map(|((_, server), is_equal)| (*server, *is_equal))
+        self.strays.range(range).map(|((_, server), digest)| (*server, *digest))
     }
 
     /// A replica that missed the seal did not fill what it lacks; `is_final`: it never will.
@@ -223,11 +224,13 @@ impl Repairs {
 
     fn steps(&self, handle: ChunkHandle, row: &Chunk, view: &View, need: Need, servers: &Servers) -> Option<Step> {
         let stray = self.strays_of(handle).find(|(server, _)| !row.members.contains(server));
+        // The row may have other content than when the replica was reported.
+        let stray = stray.map(|(server, digest)| (server, digest.filter(|digest| row.digest() == Some(*digest))));
         match (need, stray) {
-            (Need::Copy(_), Some((server, true))) => Some(Step::Join(handle, server)),
+            (Need::Copy(_), Some((server, Some(digest)))) => Some(Step::Join(handle, server, digest)),
             (Need::Drop(server, why), _) => Some(Step::Drop(handle, server, why)),
-            (Need::Nothing, Some((server, true))) => Some(Step::Drop(handle, server, Dropping::Surplus)),
-            (Need::Nothing, Some((server, false))) => Some(Step::Drop(handle, server, Dropping::Stale)),
+            (Need::Nothing, Some((server, Some(_)))) => Some(Step::Drop(handle, server, Dropping::Surplus)),
+            (Need::Nothing, Some((server, None))) => Some(Step::Drop(handle, server, Dropping::Stale)),
             // Missed the seal, and the others are enough.
             (Need::Nothing, None) if judge::copies(view, servers) >= view.wanted => {
                 let missed = row.stale.iter().find(|server| servers.get(*server).is_some_and(|seen| seen.alive));

@@ -103,12 +103,12 @@ fn a_replica_that_came_back_joins_where_it_is_needed_and_goes_where_it_is_not() 
     let mut missed = row(&[1, 2, 3]);
     missed.stale = vec![ServerId(4)];
     let rows = [(1, row(&[1, 2])), (2, row(&[1, 2, 3])), (3, row(&[1, 2, 3])), (4, missed)];
-    repairs.stray(ChunkHandle(1), ServerId(4), true);
-    repairs.stray(ChunkHandle(2), ServerId(4), true);
-    repairs.stray(ChunkHandle(3), ServerId(4), false);
+    repairs.stray(ChunkHandle(1), ServerId(4), Some([1; 16]));
+    repairs.stray(ChunkHandle(2), ServerId(4), Some([1; 16]));
+    repairs.stray(ChunkHandle(3), ServerId(4), Some([2; 16]));
     let steps = look(&mut repairs, &rows, &all);
     let expected = [
-        Step::Join(ChunkHandle(1), ServerId(4)),
+        Step::Join(ChunkHandle(1), ServerId(4), [1; 16]),
         Step::Drop(ChunkHandle(2), ServerId(4), Dropping::Surplus),
         Step::Drop(ChunkHandle(3), ServerId(4), Dropping::Stale),
         Step::Drop(ChunkHandle(4), ServerId(4), Dropping::Stale),

@@ -163,7 +163,7 @@ impl State {
             Change::Sealed { .. } => self.sealed(lsn, entry),
             Change::Abandon { chunk } => self.abandon(lsn, entry, *chunk),
             Change::Reopen { .. } => self.reopen(lsn, entry),
-            Change::AddReplica { chunk, server } => self.add_replica(*chunk, *server),
+            Change::AddReplica { chunk, server, digest } => self.add_replica(*chunk, *server, *digest),
             Change::Freed { chunk, server } => self.freed(*chunk, *server),
             Change::Mkdir { path, .. } => self.mkdir(lsn, entry, path),
             Change::Create { path, replicas, .. } => self.create(lsn, entry, path, *replicas),

@@ -13,10 +13,19 @@ use crate::master::entry::{Answer, Change, Dropping, Entry, Lsn};
 const TUNING: u64 = 0;
 
 impl State {
-    pub(super) fn add_replica(&mut self, handle: ChunkHandle, server: ServerId) -> Result<Applied, Fault> {
+    pub(super) fn add_replica(
+        &mut self,
+        handle: ChunkHandle,
+        server: ServerId,
+        has: [u8; 16],
+    ) -> Result<Applied, Fault> {
         let chunk = self.chunk(handle).ok_or_else(|| no_chunk(handle))?;
-        if !matches!(chunk.phase, Phase::Sealed { .. }) || chunk.members.contains(&server) {
-            return Err(Fault::new(Kind::Conflict, "only a sealed chunk gets one more holder, once"));
+        match chunk.phase {
+            Phase::Sealed { digest, .. } if digest != has => {
+                return Err(Fault::new(Kind::Conflict, format!("chunk {handle} has other content by now")));
+            }
+            Phase::Sealed { .. } if !chunk.members.contains(&server) => {}
+            _ => return Err(Fault::new(Kind::Conflict, "only a sealed chunk gets one more holder, once")),
         }
         if chunk.members.len() >= MEMBERS_MAX {
             return Err(Fault::new(Kind::Conflict, format!("chunk {handle} has {MEMBERS_MAX} holders already")));
@@ -222,7 +231,10 @@ mod tests {
     fn a_copy_in_its_place_ends_the_permission_and_so_does_its_end() {
         let mut state = sealed();
         apply(&mut state, drop_of(1, Dropping::Surplus)).unwrap();
-        apply(&mut state, Change::AddReplica { chunk: CHUNK, server: ServerId(1) }).unwrap();
+        let Phase::Sealed { digest, .. } = state.chunk(CHUNK).unwrap().phase else { panic!("it is sealed") };
+        let other = Change::AddReplica { chunk: CHUNK, server: ServerId(1), digest: digest.map(|byte| !byte) };
+        assert_eq!(apply(&mut state, other).unwrap_err().kind, Kind::Conflict, "a copy of what it was before");
+        apply(&mut state, Change::AddReplica { chunk: CHUNK, server: ServerId(1), digest }).unwrap();
         assert_eq!((members(&state), state.all_dropped().count()), (vec![2, 3, 1], 0));
         apply(&mut state, drop_of(2, Dropping::Surplus)).unwrap();
         apply(&mut state, Change::Freed { chunk: CHUNK, server: ServerId(2) }).unwrap();

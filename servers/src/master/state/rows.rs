@@ -168,6 +168,15 @@ impl Chunk {
         }
     }
 
+    /// Of its content while it is sealed.
+    #[must_use]
+    pub fn digest(&self) -> Option<[u8; 16]> {
+        match self.phase {
+            Phase::Sealed { digest, .. } => Some(digest),
+            _ => None,
+        }
+    }
+
     /// Whether it takes no more appends: sealed, or re-opened for overwrites.
     #[must_use]
     pub fn has_end(&self) -> bool {
