@@ -10,6 +10,7 @@
     reason = "helpers of tests are tests"
 )]
 
+mod copies;
 mod direct;
 mod failures;
 mod files;
