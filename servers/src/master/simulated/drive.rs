@@ -357,7 +357,7 @@ impl SimMaster {
         } else if (has.len, has.digest) != (len, digest) {
             return Err(gone());
         }
-        self.submit(Change::AddReplica { chunk, server }).await.map(drop)
+        self.submit(Change::AddReplica { chunk, server, digest }).await.map(drop)
     }
 
     fn sealed(&self, chunk: ChunkHandle, server: ServerId) -> Option<(Confirm, wire::Seq, Member, Option<Member>)> {
