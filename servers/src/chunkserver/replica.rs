@@ -24,6 +24,9 @@ use crate::canary::weakened;
 /// A stream that was silent for so long may be forgotten; its client starts a new one after half of it.
 const STREAM_SILENCE: Duration = Duration::from_secs(20 * 60);
 
+/// A re-opened chunk stays open for so long without a write: more than the master's lease.
+const UNWRITTEN: Duration = Duration::from_secs(12);
+
 /// An entry the successor has not yet called durable.
 pub(crate) struct Held<R: Runtime> {
     /// Its number.
@@ -180,7 +183,10 @@ impl<R: Runtime> Replica<R> {
 
     /// Whether a chunk with content has had no work for `limit`. An empty one costs nothing open, and
     /// sealing it would only make the next empty one.
+    /// A re-opened one that nobody has written yet gets time: the master gives it out only after the lease of
+    /// whoever may still read from a holder that was left out.
     pub(crate) fn is_idle(&self, now: Duration, limit: Duration) -> bool {
+        let limit = if self.fixed && self.own == Seq(0) { limit.max(UNWRITTEN) } else { limit };
         !self.closing
             && !self.is_busy()
             && (self.fixed || self.own > Seq(0))
@@ -386,6 +392,10 @@ mod tests {
         head.fixed = true;
         assert!(head.is_idle(Duration::from_secs(61), Duration::from_secs(60)));
         assert!(!head.is_idle(Duration::from_secs(60), Duration::from_secs(60)));
+        // However short the limit: nobody may have been told of it yet.
+        assert!(!head.is_idle(Duration::from_secs(12), Duration::from_secs(1)));
+        head.own = Seq(1);
+        assert!(head.is_idle(Duration::from_secs(12), Duration::from_secs(1)));
     }
 
     #[test]

@@ -43,7 +43,10 @@ pub(super) fn view(state: &State, soft: &Soft, handle: ChunkHandle, row: &Chunk,
     }
     let repairs = &soft.repairs;
     let missed = row.stale.iter().copied().filter(|server| repairs.is_unjoinable(handle, *server));
-    let strays = repairs.strays_of(handle).filter(|(_, digest)| digest.is_none() || *digest != row.digest()).map(|(server, _)| server);
+    let strays = repairs
+        .strays_of(handle)
+        .filter(|(_, digest)| digest.is_none() || *digest != row.digest())
+        .map(|(server, _)| server);
     let dropped = state.dropped_of(handle).map(|(server, _)| server);
     Some(View {
         wanted: row.wanted as usize,
