@@ -37,7 +37,6 @@ run: release ## start master, three chunkservers and gateway here; Ctrl-C stops 
 
 test: tools ## run every test
 	$(CARGO) test --workspace --locked $(CARGO_FLAGS)
-	@$(MAKE) campaigns TIER=ci
 	@$(MAKE) power-cut STATES=25
 	@$(MAKE) disk-faults
 	@docker/test/compose.sh
