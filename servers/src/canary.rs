@@ -27,8 +27,11 @@ pub(crate) const fn never(_bug: &str) -> bool {
 #[cfg(test)]
 macro_rules! sometimes {
     ($name:literal) => {{
-        static POINT: $crate::canary::Point = $crate::canary::Point::new($name);
-        POINT.hit();
+        static POINT: engine::runtime::sim::campaign::Point = engine::runtime::sim::campaign::Point::new($name);
+        // Only what sound code does counts.
+        if $crate::canary::planted().is_none() {
+            POINT.hit();
+        }
     }};
 }
 #[cfg(not(test))]
@@ -39,14 +42,11 @@ macro_rules! sometimes {
 pub(crate) use {sometimes, weakened};
 
 #[cfg(test)]
-pub(crate) use testing::{Bug, Planted, Point, hits, planted};
+pub(crate) use testing::{Bug, Planted, planted};
 
 #[cfg(test)]
 mod testing {
     use std::cell::Cell;
-    use std::collections::BTreeMap;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::{Mutex, PoisonError};
 
     macro_rules! bugs {
         ($($name:ident, $number:literal, $budget:literal, $what:literal;)*) => {
@@ -110,34 +110,5 @@ mod testing {
         fn drop(&mut self) {
             PLANTED.set(None);
         }
-    }
-
-    static POINTS: Mutex<Vec<&'static Point>> = Mutex::new(Vec::new());
-
-    /// A branch that is counted, unless a bug is planted: only what sound code does counts.
-    pub(crate) struct Point {
-        name: &'static str,
-        count: AtomicU64,
-    }
-
-    impl Point {
-        pub(crate) const fn new(name: &'static str) -> Self {
-            Self { name, count: AtomicU64::new(0) }
-        }
-
-        pub(crate) fn hit(&'static self) {
-            if planted().is_none() && self.count.fetch_add(1, Ordering::Relaxed) == 0 {
-                POINTS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
-            }
-        }
-    }
-
-    /// Every branch that was reached in this process, and how often.
-    pub(crate) fn hits() -> BTreeMap<&'static str, u64> {
-        let mut hits = BTreeMap::new();
-        for point in POINTS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            *hits.entry(point.name).or_default() += point.count.load(Ordering::Relaxed);
-        }
-        hits
     }
 }

@@ -27,15 +27,6 @@ struct Ledger {
     failed: bool,
 }
 
-impl Ledger {
-    fn end(&mut self, number: u64, well: bool) {
-        self.going.remove(&number);
-        self.failed |= !well;
-        // Few wait: as many as there are shards and checkpoints.
-        std::mem::take(&mut self.waiting).into_values().for_each(Waker::wake);
-    }
-}
-
 /// A flush under way. Forgotten before its end, it has failed: nobody will ever know.
 struct Going<'a> {
     of: &'a Flushes,
@@ -44,18 +35,27 @@ struct Going<'a> {
 }
 
 impl Going<'_> {
-    fn end(&mut self, well: bool) {
+    /// The number of the last one that had begun by now.
+    fn end(&mut self, well: bool) -> u64 {
         self.ended = true;
-        self.of.lock().end(self.number, well);
+        let (begun, waiting) = {
+            let mut ledger = self.of.lock();
+            ledger.going.remove(&self.number);
+            ledger.failed |= !well;
+            (ledger.begun, std::mem::take(&mut ledger.waiting))
+        };
+        // Few wait: as many as there are shards and checkpoints. Not under the lock: who is woken may take it.
+        waiting.into_values().for_each(Waker::wake);
+        begun
     }
 }
 
 impl Drop for Going<'_> {
     fn drop(&mut self) {
-        let mut ledger = self.of.lock();
-        ledger.waiting.remove(&self.number);
+        let waiting = self.of.lock().waiting.remove(&self.number);
+        drop(waiting);
         if !self.ended {
-            ledger.end(self.number, false);
+            self.end(false);
         }
     }
 }
@@ -81,9 +81,8 @@ impl Flushes {
             Going { of: self, number, ended: false }
         };
         let done = call.await;
-        going.end(done.is_ok());
+        let last = going.end(done.is_ok());
         done.map_err(|error| io::Error::other(format!("flush failed: {error}")))?;
-        let last = self.lock().begun;
         self.others(going.number, last).await
     }
 

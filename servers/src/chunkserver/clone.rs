@@ -73,7 +73,7 @@ impl<R: Runtime> Shard<R> {
     /// CLONE: a whole replica, durable on return.
     pub(crate) async fn clone_chunk(&self, clone: CloneChunk) -> Result<Cloned, Fault> {
         let Ok(_one_at_a_time) = self.cloning.acquire().await else {
-            return Err(Fault::new(Kind::Unavailable, "the server is stopping"));
+            return Err(stopping());
         };
         let chunk = clone.chunk;
         if chunk.shard(self.me.shards) != self.me.shard || clone.len == 0 {
@@ -185,7 +185,7 @@ impl<R: Runtime> Shard<R> {
     /// Copies a run from the older copy here; `false` when it cannot be read.
     async fn keep(&self, making: &mut Making<'_, R>, run: Range<u32>) -> Result<bool, Fault> {
         let (offset, len) = (run.start * BLOCK_SIZE, (run.end - run.start) * BLOCK_SIZE);
-        let _room = self.budget.take(Use::Read, len as usize).await;
+        let _room = self.budget.take(Use::Read, len as usize).await.ok_or_else(stopping)?;
         let crcs = &making.want[run.start as usize..run.end as usize];
         let Ok(blocks) = self.store.read(making.clone.chunk, offset, len, Upto::Durable).await else {
             return Ok(false);
@@ -239,7 +239,7 @@ impl<R: Runtime> Shard<R> {
         let offset = run.start * BLOCK_SIZE;
         let len = (run.end * BLOCK_SIZE).min(clone.len) - offset;
         let room = self.budget.take(Use::Read, (run.end - run.start) as usize * BLOCK_SIZE as usize).await;
-        let _room = room.ok_or_else(|| Fault::new(Kind::Unavailable, "the server is stopping"))?;
+        let _room = room.ok_or_else(stopping)?;
         let unavailable = |error: &dyn std::fmt::Display| {
             Fault::new(Kind::Unavailable, format!("fetch from {}: {error}", member.server))
         };
@@ -286,6 +286,10 @@ impl<R: Runtime> Shard<R> {
             self.pause(GIVE_WAY.0).await;
         }
     }
+}
+
+fn stopping() -> Fault {
+    Fault::new(Kind::Unavailable, "the server is stopping")
 }
 
 /// A refusal of the own store: no source can help.

@@ -39,11 +39,12 @@ struct Chosen {
 }
 
 /// Chooses among the holders those that answer; `None` when they are fewer than an acknowledgement needs.
-fn choose(holders: &[ServerId], stale: &[ServerId], fit: impl Fn(ServerId) -> bool, least: usize) -> Option<Chosen> {
+/// `former`: those that were holders.
+fn choose(holders: &[ServerId], former: &[ServerId], fit: impl Fn(ServerId) -> bool, least: usize) -> Option<Chosen> {
     let mut members: Vec<ServerId> = holders.iter().copied().filter(|server| fit(*server)).collect();
     members.truncate(MEMBERS_MAX);
     let dropped: Vec<ServerId> = holders.iter().copied().filter(|server| !members.contains(server)).collect();
-    let left_out = !dropped.is_empty() || !stale.is_empty();
+    let left_out = !dropped.is_empty() || !former.is_empty();
     (members.len() >= least.max(1)).then_some(Chosen { members, dropped, left_out })
 }
 
@@ -170,7 +171,7 @@ impl Master {
                 let alive = soft.liveness(server, now) == Liveness::Alive;
                 alive && !avoid.contains(&server) && !soft.unfit.has(chunk, server)
             };
-            let chosen = choose(&row.members, &row.stale, fit, least).ok_or_else(|| {
+            let chosen = choose(&row.members, &state.left_out_of(chunk), fit, least).ok_or_else(|| {
                 let text = format!("fewer than {least} holders of chunk {chunk} answer: nothing can be written there");
                 Fault::new(Kind::Unavailable, text)
             })?;

@@ -1,52 +1,15 @@
 //! Many seeds on every core, and what they must have shown.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engine::runtime::sim::campaign::{Tier, failure, hits, number_from_env, on_every_core};
 
 use super::plan::Plan;
 use super::run;
-use crate::canary::hits;
 use crate::clock;
 
-/// Who waits for the result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Tier {
-    /// Part of every `cargo test`.
-    Short,
-    /// `make sim`.
-    Ci,
-    /// `make nightly`.
-    Night,
-}
-
-impl Tier {
-    pub(super) fn get() -> Self {
-        match std::env::var("SIM_TIER").as_deref() {
-            Err(_) | Ok("short") => Self::Short,
-            Ok("ci") => Self::Ci,
-            Ok("night") => Self::Night,
-            Ok(other) => panic!("SIM_TIER is {other}: short, ci or night"),
-        }
-    }
-
-    /// One of three sizes.
-    pub(super) fn pick<T>(self, short: T, ci: T, night: T) -> T {
-        match self {
-            Self::Short => short,
-            Self::Ci => ci,
-            Self::Night => night,
-        }
-    }
-}
-
-/// A number from the environment, decimal or `0x`.
-pub(super) fn from_env(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
-    Some(parsed.unwrap_or_else(|_| panic!("{name} is {text}: not a number")))
-}
+/// Names the tier.
+pub(super) const TIER: &str = "SIM_TIER";
 
 /// Whether a plan fails.
 pub(super) fn fails(plan: &Plan) -> bool {
@@ -54,52 +17,6 @@ pub(super) fn fails(plan: &Plan) -> bool {
         run(plan);
     };
     failure(work).is_some()
-}
-
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Why this panics, if it does; nothing is printed.
-pub(super) fn failure(work: impl FnOnce()) -> Option<String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                loud(info);
-            }
-        }));
-    });
-    let before = QUIET.replace(true);
-    let outcome = catch_unwind(AssertUnwindSafe(work));
-    QUIET.set(before);
-    outcome.err().map(|cause| {
-        let text = cause.downcast_ref::<String>().cloned();
-        text.or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-    })
-}
-
-/// Runs `work` for the numbers from `from` on, on every core, until it says that it is enough or `to` is reached.
-pub(super) fn on_every_core(from: u64, to: u64, work: impl Fn(u64) -> bool + Sync) {
-    let (next, over) = (AtomicU64::new(from), AtomicBool::new(false));
-    let turn = || {
-        while !over.load(Ordering::Relaxed) {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= to {
-                return;
-            }
-            if !work(number) {
-                over.store(true, Ordering::Relaxed);
-            }
-        }
-    };
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(turn);
-        }
-    });
 }
 
 /// Branches that a long campaign must reach.
@@ -151,9 +68,9 @@ fn what_once_failed_in_a_cluster_does_not_fail_again() {
 
 #[test]
 fn whatever_breaks_the_cluster_keeps_what_it_acknowledged() {
-    let tier = Tier::get();
-    let count = from_env("SIM_SEEDS").unwrap_or(tier.pick(100, 20_000, 400_000));
-    let (from, to) = from_env("SIM_SEED").map_or((1, 1 + count), |seed| (seed, seed + 1));
+    let tier = Tier::from_env(TIER);
+    let count = number_from_env("SIM_SEEDS").unwrap_or(tier.pick(100, 20_000, 400_000));
+    let (from, to) = number_from_env("SIM_SEED").map_or((1, 1 + count), |seed| (seed, seed + 1));
     if let Ok(level) = std::env::var("SIM_LOG") {
         let level: tracing::Level = level.parse().unwrap_or_else(|_| panic!("SIM_LOG is {level}: no level"));
         tracing_subscriber::fmt().without_time().with_ansi(false).with_max_level(level).init();
@@ -170,7 +87,7 @@ fn whatever_breaks_the_cluster_keeps_what_it_acknowledged() {
             if to - from == 1 {
                 eprintln!("{why}");
             }
-            return failures.fetch_add(1, Ordering::Relaxed) + 1 < from_env("SIM_FAILURES").unwrap_or(1);
+            return failures.fetch_add(1, Ordering::Relaxed) + 1 < number_from_env("SIM_FAILURES").unwrap_or(1);
         }
         let Some(outcome) = outcome else { unreachable!("it has not failed") };
         if seed % 20 == 0 {

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::campaign::{Tier, fails, failure, on_every_core};
+use engine::runtime::sim::campaign::{Tier, failure, on_every_core};
+
+use super::campaign::{TIER, fails};
 use super::plan::Plan;
 use super::run;
 use crate::canary::{Bug, Planted};
@@ -35,7 +37,7 @@ fn find(bug: Bug) -> Option<(u64, String)> {
 fn every_planted_bug_of_the_protocol_is_found() {
     let only = std::env::var("CANARY").ok();
     let named = |bug: &&Bug| only.as_ref().is_none_or(|only| only.split(',').any(|name| name == bug.number()));
-    let is_quick = |bug: &&Bug| only.is_some() || Tier::get() != Tier::Short || !SLOW.contains(bug);
+    let is_quick = |bug: &&Bug| only.is_some() || Tier::from_env(TIER) != Tier::Short || !SLOW.contains(bug);
     let mut survivors = Vec::new();
     for bug in Bug::ALL.iter().filter(named).filter(is_quick) {
         let started = clock::now();

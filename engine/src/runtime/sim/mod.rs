@@ -42,6 +42,7 @@
 //! a random state of their own: use `tokio::select! { biased; .. }` or `select_biased!`).
 
 mod buf;
+pub mod campaign;
 mod cut;
 mod disk;
 mod executor;

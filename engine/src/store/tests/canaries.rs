@@ -1,36 +1,18 @@
 //! Every planted bug must be found: a campaign that does not find one has gone blind.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::chain;
 use super::sequence::{self, Plan};
-use super::tiers::{Tier, from_env, on_every_core};
+use crate::runtime::sim::campaign::{Tier, failure, number_from_env, on_every_core};
 use crate::runtime::sim::real_time;
 use crate::store::canary::{Bug, Planted};
 
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Whether this panics; what it would print is not for people.
 pub(super) fn fails(work: impl FnOnce()) -> bool {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                loud(info);
-            }
-        }));
-    });
-    let before = QUIET.replace(true);
-    let failed = catch_unwind(AssertUnwindSafe(work)).is_err();
-    QUIET.set(before);
-    failed
+    failure(work).is_some()
 }
 
 /// Who finds a bug.
@@ -116,10 +98,10 @@ fn row(bug: Bug, found: Option<&Found>) -> String {
 
 #[test]
 fn every_planted_bug_is_found() {
-    let tier = Tier::get();
+    let tier = Tier::from_env("STORE_TIER");
     let only = std::env::var("CANARY").ok();
     // Those that take long come by turns: which one, the day says, or who asks for all of them.
-    let turn = from_env("STORE_TURN").unwrap_or(0);
+    let turn = number_from_env("STORE_TURN").unwrap_or(0);
     let by_turns = |bug: &Bug| {
         let place = SLOW.iter().position(|slow| slow == bug);
         place.is_none_or(|place| tier == Tier::Night || (tier == Tier::Ci && place as u64 == turn % SLOW.len() as u64))
@@ -127,7 +109,7 @@ fn every_planted_bug_is_found() {
     let wanted = |bug: &Bug| only.as_deref().is_none_or(|only| only.split(',').any(|name| name == bug.number()));
     let bugs: Vec<Bug> =
         Bug::ALL.iter().copied().filter(wanted).filter(|bug| only.is_some() || by_turns(bug)).collect();
-    let times = usize::try_from(from_env("STORE_TIMES").unwrap_or(tier.pick(1, 3, 9))).unwrap();
+    let times = usize::try_from(number_from_env("STORE_TIMES").unwrap_or(tier.pick(1, 3, 9))).unwrap();
     let table = Mutex::new(BTreeMap::new());
     on_every_core(0, bugs.len() as u64, |index| {
         let bug = bugs[usize::try_from(index).unwrap()];

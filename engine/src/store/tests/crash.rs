@@ -10,12 +10,12 @@ use super::canaries::fails;
 use super::model::Model;
 use super::rig::{Rig, new_disk};
 use super::sequence::{self, Plan, look};
-use super::tiers::{Tier, from_env, on_every_core};
 use super::workload::{Shared, Worker};
+use crate::runtime::sim::campaign::{Tier, hits, number_from_env, on_every_core};
 use crate::runtime::sim::{Rng, SimDisk, SimRuntime, real_time};
 use crate::runtime::{FileId, Runtime};
 use crate::store::Store;
-use crate::store::canary::{Bug, Planted, hits};
+use crate::store::canary::{Bug, Planted};
 use crate::store::page::Ring;
 
 /// A few hundred records wrap it.
@@ -107,9 +107,9 @@ const REACHED: &[&str] = &[
 
 #[test]
 fn whatever_ends_a_process_a_prefix_with_everything_acknowledged_is_left() {
-    let tier = Tier::get();
-    let count = from_env("STORE_SEEDS").unwrap_or(tier.pick(200, 10_000, 1_000_000));
-    let (from, to) = from_env("STORE_SEED").map_or((1, 1 + count), |seed| (seed, seed + 1));
+    let tier = Tier::from_env("STORE_TIER");
+    let count = number_from_env("STORE_SEEDS").unwrap_or(tier.pick(200, 10_000, 1_000_000));
+    let (from, to) = number_from_env("STORE_SEED").map_or((1, 1 + count), |seed| (seed, seed + 1));
     let (started, twice) = (real_time(), AtomicU64::new(0));
     on_every_core(from, to, |seed| {
         let plan = Plan::new(seed);

@@ -24,5 +24,4 @@ mod scrub;
 mod sequence;
 mod smoke;
 mod stale;
-mod tiers;
 mod workload;

@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use super::model::Model;
 use super::rig::{Rig, TERM, append, bytes, config, create_args, new_disk, read_all};
-use super::tiers::from_env;
 use super::workload::{Shared, Worker};
+use crate::runtime::sim::campaign::number_from_env;
 use crate::runtime::sim::{Fault, Op, Rng, Rule, Sim, SimDisk};
 use crate::runtime::{FileId, Runtime};
 use crate::store::batch::{self, Found};
@@ -83,11 +83,11 @@ impl Plan {
         let faults = Rng::new(seed, 30).next() & faults::ALL;
         Self {
             seed,
-            lives: from_env("STORE_LIVES").unwrap_or(3),
-            steps: from_env("STORE_STEPS").unwrap_or(45),
-            chunks: from_env("STORE_CHUNKS").unwrap_or(5),
-            look: from_env("STORE_LOOK").unwrap_or(60),
-            faults: from_env("STORE_FAULTS").unwrap_or(faults),
+            lives: number_from_env("STORE_LIVES").unwrap_or(3),
+            steps: number_from_env("STORE_STEPS").unwrap_or(45),
+            chunks: number_from_env("STORE_CHUNKS").unwrap_or(5),
+            look: number_from_env("STORE_LOOK").unwrap_or(60),
+            faults: number_from_env("STORE_FAULTS").unwrap_or(faults),
         }
     }
 

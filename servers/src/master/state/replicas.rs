@@ -128,6 +128,13 @@ impl State {
         self.dropped.range(range).map(|((_, server), dropped)| (*server, dropped))
     }
 
+    /// Servers with a replica of this chunk that does not count any more and can still be read: a location
+    /// that was given out before may name them.
+    pub fn left_out_of(&self, handle: ChunkHandle) -> Vec<ServerId> {
+        let stale = self.chunk(handle).map(|chunk| chunk.stale.clone()).unwrap_or_default();
+        stale.into_iter().chain(self.dropped_of(handle).map(|(server, _)| server)).collect()
+    }
+
     /// All replicas that do not count any more and were not freed yet.
     pub fn all_dropped(&self) -> impl Iterator<Item = (ChunkHandle, ServerId, &Dropped)> {
         self.dropped.iter().map(|((chunk, server), dropped)| (*chunk, *server, dropped))
@@ -215,7 +222,9 @@ mod tests {
     #[test]
     fn a_holder_is_dropped_only_while_enough_others_are_in_the_log() {
         let mut state = sealed();
+        assert_eq!(state.left_out_of(CHUNK), []);
         apply(&mut state, drop_of(1, Dropping::Surplus)).unwrap();
+        assert_eq!(state.left_out_of(CHUNK), [ServerId(1)], "a reader may not have heard of it");
         let authority = state.applied();
         assert_eq!(members(&state), [2, 3]);
         assert_eq!(state.dropped(CHUNK, ServerId(1)).unwrap().authority, authority);

@@ -21,8 +21,7 @@ use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::tiers::{Tier, from_env, on_every_core};
-use crate::store::canary::hits;
+use crate::runtime::sim::campaign::{Tier, hits, number_from_env, on_every_core};
 
 /// Numbers of shards, before the crash and after it.
 const SHARDS: [u32; 4] = [1, 2, 3, 5];
@@ -139,9 +138,9 @@ const REACHED: &[&str] = &[
 
 #[test]
 fn every_crash_at_every_write_leaves_a_prefix_with_everything_acknowledged() {
-    let tier = Tier::get();
-    let target = from_env("STORE_STATES").unwrap_or(tier.pick(20_000, 1_000_000, 10_000_000));
-    let (from, to) = from_env("STORE_SEED").map_or((1, u64::MAX), |seed| (seed, seed + 1));
+    let tier = Tier::from_env("STORE_TIER");
+    let target = number_from_env("STORE_STATES").unwrap_or(tier.pick(20_000, 1_000_000, 10_000_000));
+    let (from, to) = number_from_env("STORE_SEED").map_or((1, u64::MAX), |seed| (seed, seed + 1));
     let samples = tier.pick(8, 48, 256);
     let started = crate::runtime::sim::real_time();
     let total = Mutex::new(Tally::default());
